@@ -1,0 +1,54 @@
+# Everything a clone needs, on Debian 12 and later with Python 3.11 or later. `make help` lists it.
+# Each target installs what it needs by itself; what is there already is left alone.
+
+PYTHON ?= python3
+BIN := .venv/bin
+# Installed again when this file, the versions or the list of system packages change.
+INPUTS := pyproject.toml tests/constraints.txt .ci/setup.sh Makefile
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint tests/constraints.txt
+
+.PHONY: help setup demo test check bench
+.DEFAULT_GOAL := help
+# A half-made target must not count as made.
+.DELETE_ON_ERROR:
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+setup: .venv/.made-setup ## make .venv/bin/fusefs ready to use
+
+demo: .venv/.made-dev ## mount a bucket, load a model from it, check every byte (SOURCE=s3://… for yours)
+	@$(BIN)/python -m tests.demo
+
+test: .venv/.made-test ## run all tests (ARGS="-k name" for some)
+	@$(BIN)/python -m pytest -q $(ARGS)
+
+check: .venv/.made-dev ## lint, types, layering, docs
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/python -m pytest -q tests/test_layering.py tests/test_docs.py
+
+bench: .venv/.made-bench ## measure against other mounts (ARGS="…" for its options)
+	@$(BIN)/python -m tests.bench $(ARGS)
+
+.venv/.made-setup: $(INPUTS)
+	@sh .ci/setup.sh run $(PYTHON)
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing fusefs into .venv"
+	@$(PIP) --editable '.[s3]'
+	@$(BIN)/fusefs --help > /dev/null
+	@touch $@
+
+.venv/.made-dev: .venv/.made-setup
+	@echo "installing what tests and the demo need into .venv (torch among it: some minutes)"
+	@$(PIP) --editable '.[dev]'
+	@touch $@
+
+.venv/.made-test: .venv/.made-dev
+	@sh .ci/setup.sh test $(PYTHON)
+	@touch $@
+
+.venv/.made-bench: .venv/.made-test
+	@sh .ci/setup.sh bench $(PYTHON)
+	@touch $@

@@ -1,0 +1,316 @@
+"""The commands: their arguments, what each does, and how each ends.
+
+Exit status 0 done, 1 failed, 2 wrong usage or configuration; a failure is one sentence on stderr.
+All that is printed is printed here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import fusefs
+from fusefs.cli.options import Override, parse_options
+from fusefs.cli.preflight import check_fuse, check_mountpoint, resolve_mountpoint
+from fusefs.cli.report import listing_lines, listing_rows, printable, status_lines
+from fusefs.cli.resolve import resolve_config
+from fusefs.cli.start import StartFailed, mount_in_background, mount_in_front
+from fusefs.client import Answer, ask_mount, ask_mounts, open_processes, process_ids, wait_ended
+from fusefs.config import SETTINGS, Config
+from fusefs.errors import ConfigError, FusefsError
+from fusefs.mount import kernel
+from fusefs.objects import ListPage
+from fusefs.store.base import Source
+from fusefs.store.source import open_store, parse_source
+
+END_TIMEOUT_S = 10.0
+"""After an unmount the daemon has nothing left to do; a worker may wait for the network."""
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+_EXIT_INTERRUPTED = 130
+"""128 + SIGINT, as shells have it."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, but a mistake is one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        _complain(f"{message} (see {self.prog} --help)")
+        sys.exit(EXIT_USAGE)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command `fusefs`; returns the exit status. `argv` is without the program's name."""
+    return _run(_fusefs_parser(), argv)
+
+
+def main_for_mount8(argv: Sequence[str] | None = None) -> int:
+    """The command `mount.fusefs`, as mount(8) calls it for `mount -t fusefs` and fstab."""
+    return _run(_mount8_parser(), argv)
+
+
+def _run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
+    arguments = parser.parse_args(argv)
+    command: Callable[[argparse.Namespace], int] = arguments.command
+    try:
+        status = command(arguments)
+    except KeyboardInterrupt:
+        return _EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader, `head` for one, has seen enough. Python would complain again at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    except StartFailed as error:
+        _complain(str(error))
+        return error.status
+    except ConfigError as error:
+        _complain(str(error))
+        return EXIT_USAGE
+    except FusefsError as error:
+        _complain(str(error))
+        return EXIT_FAILED
+    except OSError as error:
+        named = f"{error.filename}: " if error.filename else ""
+        _complain(f"{named}{error.strerror or error}")
+        return EXIT_FAILED
+    return status
+
+
+def _complain(sentence: str) -> None:
+    print(f"fusefs: {printable(sentence)}", file=sys.stderr)
+
+
+def _say(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(line)
+    sys.stdout.flush()
+
+
+def _fusefs_parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="fusefs", description="Buckets as local files, at the speed of the link.")
+    parser.add_argument("--version", action="version", version=f"fusefs {fusefs.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    mount = commands.add_parser(
+        "mount",
+        help="mount SOURCE on the folder MOUNTPOINT",
+        epilog=_settings_help(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_source(mount)
+    mount.add_argument("mountpoint", metavar="MOUNTPOINT", help="an empty folder")
+    mount.add_argument("-f", "--foreground", action="store_true", help="stay in front")
+    mount.add_argument(
+        "-o", dest="said", action="append", type=_said("-o"), default=[], metavar="OPTIONS",
+        help="options as mount(8) has them, and settings: -o allow_other,umask=077,memory=1G",
+    )  # fmt: skip
+    _add_settings(mount)
+    mount.set_defaults(command=_mount, by_mount8=False)
+
+    umount = commands.add_parser("umount", help="unmount, and end every process of the mount")
+    umount.add_argument("mountpoint", metavar="MOUNTPOINT")
+    umount.add_argument(
+        "-l", "--lazy", action="store_true",
+        help="detach now; the processes end when the last user of a file does",
+    )  # fmt: skip
+    umount.set_defaults(command=_umount)
+
+    status = commands.add_parser("status", help="show what one mount, or every mount, is doing")
+    status.add_argument("mountpoint", metavar="MOUNTPOINT", nargs="?")
+    status.add_argument("--json", action="store_true", help="for scripts: an object, or a list")
+    status.set_defaults(command=_status)
+
+    ls = commands.add_parser("ls", help="list a SOURCE without mounting it")
+    _add_source(ls)
+    ls.add_argument("--json", action="store_true", help="for scripts: a list of objects")
+    _add_settings(ls)
+    ls.set_defaults(command=_ls, by_mount8=False)
+    return parser
+
+
+def _mount8_parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="mount.fusefs", description="Called by mount(8): mount -t fusefs …")
+    _add_source(parser)
+    parser.add_argument("mountpoint", metavar="MOUNTPOINT")
+    parser.add_argument("-o", dest="said", action="append", type=_said("-o"), default=[])
+    parser.add_argument("-f", dest="fake", action="store_true", help="check, but do not mount")
+    parser.add_argument("-n", "-s", "-v", action="store_true", help="accepted, without effect")
+    parser.add_argument("-t", metavar="TYPE", help="accepted, without effect")
+    parser.add_argument("-N", dest="namespace", help="refused: enter it with nsenter(1) instead")
+    parser.set_defaults(command=_mount_for_mount8, by_mount8=True, foreground=False, config=None)
+    return parser
+
+
+def _add_source(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SOURCE", help="s3://bucket[/prefix] or file:///folder")
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--memory", dest="said", action="append", type=_said("--memory"), metavar="SIZE",
+        help=f"{SETTINGS['engine.memory'].help}: 512M, 2GiB ({SETTINGS['engine.memory'].reason})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--set", dest="said", action="append", type=_said("--set"), metavar="COMPONENT.KEY=VALUE",
+        help="any setting",
+    )  # fmt: skip
+    parser.add_argument("--config", type=Path, metavar="FILE", help="TOML, not /etc/fusefs.toml")
+    parser.set_defaults(said=[])
+
+
+def _said(flag: str) -> Callable[[str], tuple[str, str]]:
+    """Keeps with a value the flag it came from: all go to one list, whose order decides."""
+    return lambda text: (flag, text)
+
+
+def _settings_help() -> str:
+    rows = [
+        f"  {setting.name:<24}{setting.help} ({setting.default_text})"
+        for setting in SETTINGS.values()
+    ]
+    return "\n".join(
+        ["settings (--set, -o, [component] key = value in TOML, FUSEFS_COMPONENT_KEY):", *rows]
+    )
+
+
+def _config(arguments: argparse.Namespace) -> Config:
+    overrides: list[Override] = []
+    for flag, text in arguments.said:
+        if flag == "-o":
+            overrides.extend(parse_options(text, by_mount8=arguments.by_mount8))
+        elif flag == "--memory":
+            overrides.append((flag, "memory", text))
+        else:
+            name, equals, value = text.partition("=")
+            if not equals:
+                raise ConfigError(f"--set {printable(name)}: say COMPONENT.KEY=VALUE")
+            overrides.append((flag, name, value))
+    return resolve_config(file=arguments.config, environ=os.environ, overrides=overrides)
+
+
+def _checked_job(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The keeper's job, when all that can be known beforehand is in order."""
+    source = parse_source(arguments.source)
+    config = _config(arguments)
+    mountpoint = resolve_mountpoint(arguments.mountpoint)
+    check_mountpoint(mountpoint)
+    check_fuse(os.geteuid() == 0)
+    return {
+        "source": source.text,
+        "mountpoint": mountpoint,
+        "config": config.to_json_dict(),
+        "foreground": arguments.foreground,
+    }
+
+
+def _mount(arguments: argparse.Namespace) -> int:
+    job = _checked_job(arguments)
+    if arguments.foreground:
+        said = f"{job['source']} is mounted on {job['mountpoint']}"
+        mount_in_front(job, lambda: _say([printable(said)]))
+    else:
+        mount_in_background(job)
+    return 0
+
+
+def _mount_for_mount8(arguments: argparse.Namespace) -> int:
+    if arguments.namespace is not None:
+        raise ConfigError("-N is not supported: run the mount inside the namespace with nsenter(1)")
+    job = _checked_job(arguments)
+    if not arguments.fake:
+        mount_in_background(job)
+    return 0
+
+
+def _find_mount(text: str) -> kernel.MountRow:
+    mountpoint = resolve_mountpoint(text)
+    row = kernel.find_mount(mountpoint)
+    if row is None or row.fstype != kernel.FSTYPE:
+        raise FusefsError(f"{mountpoint} is not a fusefs mount")
+    return row
+
+
+def _umount(arguments: argparse.Namespace) -> int:
+    mountpoint = _find_mount(arguments.mountpoint).mountpoint
+    stats = ask_mount(mountpoint).stats
+    with open_processes(process_ids(stats) if stats else ()) as processes:
+        try:
+            kernel.unmount(mountpoint, arguments.lazy)
+        except OSError as error:
+            raise FusefsError(_unmount_failure(mountpoint, error)) from error
+        if not arguments.lazy and not wait_ended(processes, END_TIMEOUT_S):
+            raise FusefsError(
+                f"{mountpoint} is unmounted, but some of its processes still run after"
+                f" {END_TIMEOUT_S:.0f} s"
+            )
+    return 0
+
+
+def _unmount_failure(mountpoint: str, error: OSError) -> str:
+    if error.errno == errno.EBUSY:
+        return (
+            f"{mountpoint} is in use: end what uses it, or detach it with"
+            f" fusefs umount -l {mountpoint}"
+        )
+    return f"cannot unmount {mountpoint}: {error.strerror}"
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    if arguments.mountpoint is not None:
+        rows = [_find_mount(arguments.mountpoint)]
+    else:
+        rows = _all_mounts()
+    answers = ask_mounts([row.mountpoint for row in rows])
+    if arguments.json:
+        objects = [_status_object(row, answer) for row, answer in zip(rows, answers, strict=True)]
+        _say([json.dumps(objects[0] if arguments.mountpoint is not None else objects, indent=2)])
+    elif not rows:
+        _say(["no fusefs mounts"])
+    for row, answer in zip(rows, answers, strict=True):
+        if answer.stats is None:
+            _complain(f"{row.mountpoint} {answer.trouble}")
+        elif not arguments.json:
+            _say(status_lines(row.mountpoint, answer.stats))
+    return 0 if all(answer.stats is not None for answer in answers) else EXIT_FAILED
+
+
+def _all_mounts() -> list[kernel.MountRow]:
+    """Every fusefs mount that can be reached, once: a bind mount shows the same one again."""
+    topmost = {row.mountpoint: row for row in kernel.mount_rows()}
+    devices: dict[str, kernel.MountRow] = {}
+    for row in topmost.values():
+        if row.fstype == kernel.FSTYPE:
+            devices.setdefault(row.device, row)
+    return list(devices.values())
+
+
+def _status_object(row: kernel.MountRow, answer: Answer) -> dict[str, Any]:
+    if answer.stats is not None:
+        return answer.stats
+    return {"source": row.source, "mountpoint": row.mountpoint, "error": answer.trouble}
+
+
+def _ls(arguments: argparse.Namespace) -> int:
+    source = parse_source(arguments.source)
+    rows = listing_rows(source.prefix, _list_pages(source, _config(arguments)))
+    _say([json.dumps(rows, indent=2)] if arguments.json else listing_lines(rows))
+    return 0
+
+
+def _list_pages(source: Source, config: Config) -> list[ListPage]:
+    store = open_store(source, config)
+    try:
+        store.check(source.prefix)  # what is missing or refused is said for the SOURCE as typed
+        pages = [store.list_page(source.prefix, None)]
+        while (token := pages[-1].next_token) is not None:
+            pages.append(store.list_page(source.prefix, token))
+    finally:
+        store.close()
+    return pages

@@ -1,0 +1,52 @@
+"""The arena: one memfd of fixed slots that hold the blocks, mapped by the daemon and every worker.
+
+Workers write into slots, the daemon only reads them. Slots are recycled and never given back, since
+first-touch page faults cost more than the copy (1.8 GB/s fresh against 26 GB/s recycled).
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+
+from fusefs.policy.budget import ArenaBudget
+
+
+class Arena:
+    """The daemon's read-only view of the slots.
+
+    The mutable state of Arena is `scratch`, the joint for replies whose blocks are not neighbours.
+    INVARIANT: a view handed out by `join` is used up before the next call of `join`: a READ reply
+    is written in the same step of the trio thread in which its handler returns.
+    """
+
+    def __init__(self, budget: ArenaBudget) -> None:
+        self.budget = budget
+        self.block_size = budget.block_size
+        self.fd = os.memfd_create("fusefs-arena", os.MFD_CLOEXEC)
+        os.ftruncate(self.fd, budget.size_bytes)
+        self._map = mmap.mmap(self.fd, budget.size_bytes, prot=mmap.PROT_READ)
+        self._view = memoryview(self._map)
+        self.scratch = bytearray(0)
+
+    def view(self, slot: int, offset: int, size: int) -> memoryview:
+        """Bytes `[offset, offset + size)` from the start of `slot`, maybe into those after it."""
+        start = slot * self.block_size + offset
+        return self._view[start : start + size]
+
+    def join(self, pieces: list[memoryview]) -> memoryview:
+        """One contiguous view of `pieces`, copied; valid until the next call."""
+        size = sum(len(piece) for piece in pieces)
+        if size > len(self.scratch):
+            self.scratch = bytearray(size)
+        position = 0
+        for piece in pieces:
+            self.scratch[position : position + len(piece)] = piece
+            position += len(piece)
+        return memoryview(self.scratch)[:size]
+
+    def close(self) -> None:
+        """Unmap and free the memory."""
+        self._view.release()
+        self._map.close()
+        os.close(self.fd)

@@ -1,0 +1,310 @@
+"""Getting blocks into the arena: single flight, order, retries.
+
+`demand` and `release` only change bookkeeping; slots are taken, and jobs handed out, in one place:
+the pump, a task of its own. Its one idea: a READ reply is written in the same step of the trio
+thread in which its handler returns, and the pump runs in another step, so no slot is reused under a
+reply.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import random
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+import trio
+
+from fusefs.engine import jobs
+from fusefs.engine.blocks import Block, File, State
+from fusefs.engine.slots import Slots
+from fusefs.errors import (
+    CorruptData,
+    FusefsError,
+    ObjectChanged,
+    StoreThrottled,
+    StoreUnavailable,
+    from_wire,
+)
+from fusefs.policy.backoff import backoff_s
+from fusefs.policy.budget import ArenaBudget
+from fusefs.policy.extents import extent_of
+from fusefs.policy.slots import Rank
+from fusefs.telemetry.counters import Counters
+
+log = logging.getLogger("fusefs.fetcher")
+
+PREFETCH_ATTEMPTS_MAX = 4
+"""A prefetch nobody waits for is given up after so many failures; demand asks again by itself."""
+
+CORRUPT_ATTEMPTS_MAX = 3
+"""A lying answer may be one broken proxy connection; three in a row are the object's own trouble.
+"""
+
+RESERVED_JOBS_FRACTION = 8
+"""One thread in eight is kept for demand and questions: a page fault finds a connection at once."""
+
+
+class Workers(Protocol):
+    """What the fetcher needs of the pool."""
+
+    @property
+    def idle(self) -> int:
+        """How many jobs can start now."""
+
+    @property
+    def capacity(self) -> int:
+        """How many jobs can run at once."""
+
+    def new_job(self) -> int:
+        """A number no job has had."""
+
+    def start_read(self, job: jobs.ReadJob) -> None:
+        """Start a read; `idle` was > 0."""
+
+
+class Found(Enum):
+    """How a demand met the arena."""
+
+    HIT = "all blocks were ready"
+    JOIN = "waited for fetches under way"
+    MISS = "started a fetch"
+
+
+NextRun = Callable[[], tuple[File, int, int] | None]
+"""Asks the prefetcher for the next run worth fetching: (file, first block, count)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Tries:
+    """How often some blocks have failed, and how often of that with wrong bytes."""
+
+    failed: int = 0
+    corrupt: int = 0
+
+    def after(self, error: FusefsError) -> _Tries:
+        return _Tries(self.failed + 1, self.corrupt + isinstance(error, CorruptData))
+
+
+_FIRST = _Tries()
+
+
+@dataclass(slots=True, eq=False)
+class _Run:
+    """One range request under way: neighbouring blocks in neighbouring slots."""
+
+    blocks: list[Block]
+    tries: _Tries
+    landed: int = 0
+
+
+class Fetcher:
+    """Blocks on their way.
+
+    The mutable state of Fetcher is the runs in flight, the demand queue and the retry heap.
+    INVARIANT: one Block per (file, index) is QUEUED, FETCHING or READY; a FETCHING block is in
+    exactly one run; a slot of a run is not taken until its worker said it is done or died.
+    """
+
+    def __init__(
+        self,
+        budget: ArenaBudget,
+        slots: Slots,
+        workers: Workers,
+        counters: Counters,
+        on_changed: Callable[[File], None],
+    ) -> None:
+        self._budget = budget
+        self._slots = slots
+        self._workers = workers
+        self._counters = counters
+        self._on_changed = on_changed
+        self._runs: dict[int, _Run] = {}
+        self._demand: deque[tuple[Block, _Tries]] = deque()
+        self._retries: list[tuple[float, int, list[Block], _Tries]] = []
+        self._serial = itertools.count()
+        self._prefetch_after_s = 0.0
+        self._wakeup = trio.Event()
+
+    def demand(self, file: File, indices: range) -> tuple[list[Block], Found]:
+        """The blocks, each pinned until `release`; missing ones are queued before all prefetch."""
+        blocks = []
+        found = Found.HIT
+        for index in indices:
+            block = file.blocks.get(index)
+            if block is None:
+                block = file.blocks[index] = Block(file, index)
+                self._demand.append((block, _FIRST))
+                found = Found.MISS
+            elif block.state is not State.READY and found is Found.HIT:
+                found = Found.JOIN
+            block.waiters += 1
+            blocks.append(block)
+        if found is not Found.HIT:
+            self._slots.reader_waits()
+        if found is Found.MISS:
+            self.wake()
+        return blocks, found
+
+    def release(self, blocks: list[Block]) -> None:
+        """Unpin what `demand` returned; the pump may use the room."""
+        for block in blocks:
+            block.waiters -= 1
+        self.wake()
+
+    def wake(self) -> None:
+        """Let the pump look again."""
+        self._wakeup.set()
+
+    async def run(self, next_run: NextRun) -> None:
+        """The pump: hand out work for ever."""
+        while True:
+            with trio.move_on_at(self._next_alarm()):
+                await self._wakeup.wait()
+            self._wakeup = trio.Event()
+            self._requeue_due()
+            self._pump(next_run)
+
+    def on_read(self, message: jobs.Message) -> None:
+        """A message of the pool about a read job."""
+        run = self._runs[message["id"]]
+        if "landed" in message:
+            self._land(run, message["landed"] // self._budget.block_size)
+            return
+        del self._runs[message["id"]]
+        if "ok" in message:
+            self._land(run, len(run.blocks))
+        elif "lost" in message:
+            self._failed(run, StoreUnavailable("the worker that fetched this block died"))
+        else:
+            self._failed(run, from_wire(message["error"]))
+        self.wake()
+
+    # -- hand out ---------------------------------------------------------------------------------
+
+    def _next_alarm(self) -> float:
+        now = trio.current_time()
+        alarms = [self._retries[0][0]] if self._retries else []
+        if self._prefetch_after_s > now:
+            alarms.append(self._prefetch_after_s)
+        return min(alarms, default=float("inf"))
+
+    def _pump(self, next_run: NextRun) -> None:
+        while self._demand and self._workers.idle > 0:
+            blocks, tries = self._next_demand()
+            if blocks and not self._start(blocks, tries, Rank.ACTIVE):
+                self._demand.extendleft((block, tries) for block in reversed(blocks))
+                return  # every slot is pinned or in flight; a release or an answer wakes us
+        reserve = max(1, self._workers.capacity // RESERVED_JOBS_FRACTION)
+        now = trio.current_time()
+        if now < self._prefetch_after_s:
+            return
+        while self._workers.idle > reserve and self._slots.may_prefetch():
+            wanted = next_run()
+            if wanted is None:
+                return
+            file, first, count = wanted
+            blocks = [Block(file, first + i) for i in range(count)]
+            if not self._start(blocks, _FIRST, Rank.IDLE):
+                return
+
+    def _next_demand(self) -> tuple[list[Block], _Tries]:
+        """Queued blocks that one request can fetch: neighbours in one file, tried equally often."""
+        block, tries = self._demand.popleft()
+        blocks = [block]
+        while self._demand and len(blocks) < self._budget.range_blocks:
+            following, tried = self._demand[0]
+            if following.file is not block.file or tried != tries:
+                break
+            if following.index != blocks[-1].index + 1:
+                break
+            blocks.append(self._demand.popleft()[0])
+        return blocks, tries
+
+    def _start(self, blocks: list[Block], tries: _Tries, highest: Rank) -> bool:
+        """Take slots and start fetching as many of `blocks` as fit next to each other."""
+        count = self._slots.settle_in(blocks, highest)
+        if not count:
+            return False
+        for block in reversed(blocks[count:]):
+            if block.file.has(block.index):  # queued by demand or retry; prefetch is asked anew
+                self._demand.appendleft((block, tries))
+        file = blocks[0].file
+        extent = extent_of(blocks[0].index, count, self._budget.block_size, file.meta.size)
+        job = self._workers.new_job()
+        self._runs[job] = _Run(blocks[:count], tries)
+        self._counters.requests += 1
+        self._counters.requests_read += 1
+        at = blocks[0].slot * self._budget.block_size
+        self._workers.start_read(jobs.ReadJob(job, file.meta.id, extent, at))
+        return True
+
+    # -- what comes back --------------------------------------------------------------------------
+
+    def _land(self, run: _Run, landed: int) -> None:
+        now = trio.current_time()
+        for block in run.blocks[run.landed : landed]:
+            self._counters.bytes_fetched += block.extent.size
+            block.touched_s = now
+            block.settle(State.READY)
+        run.landed = max(run.landed, landed)
+
+    def _failed(self, run: _Run, error: FusefsError) -> None:
+        """Retry what may succeed later, fail the rest. The worker has stopped writing."""
+        self._counters.fetch_errors += 1
+        blocks = run.blocks[run.landed :]
+        file = run.blocks[0].file
+        tries = run.tries.after(error)
+        for block in blocks:
+            self._slots.vacate(block)
+        if isinstance(error, ObjectChanged) and file.changed is None:
+            log.warning("%s changed in the store while it was open: %s", file.meta.id.key, error)
+            file.changed = error
+            self._on_changed(file)
+        if not blocks:
+            return
+        if self._worth_retrying(error, tries, blocks):
+            self._retry_later(blocks, tries, error)
+            return
+        if any(block.waiters for block in blocks):
+            log.warning("fetching %s failed: %s", file.meta.id.key, error)
+        self._give_up(blocks, error)
+
+    def _worth_retrying(self, error: FusefsError, tries: _Tries, blocks: list[Block]) -> bool:
+        if isinstance(error, CorruptData):
+            return tries.corrupt < CORRUPT_ATTEMPTS_MAX
+        if not isinstance(error, StoreUnavailable):
+            return False
+        return tries.failed < PREFETCH_ATTEMPTS_MAX or any(block.waiters for block in blocks)
+
+    def _retry_later(self, blocks: list[Block], tries: _Tries, error: FusefsError) -> None:
+        retry_after_s = error.retry_after_s if isinstance(error, StoreThrottled) else None
+        chance = random.random()  # noqa: S311 - jitter, no secret
+        pause = backoff_s(tries.failed, chance, retry_after_s)
+        due = trio.current_time() + pause
+        if isinstance(error, StoreThrottled):
+            self._prefetch_after_s = max(self._prefetch_after_s, due)
+        self._counters.retries += 1
+        log.info("fetching %s again in %.1f s: %s", blocks[0].file.meta.id.key, pause, error)
+        for block in blocks:
+            block.state = State.QUEUED
+        heapq.heappush(self._retries, (due, next(self._serial), blocks, tries))
+
+    def _requeue_due(self) -> None:
+        """Blocks whose pause is over go to the front of demand; those nobody wants are dropped."""
+        now = trio.current_time()
+        while self._retries and self._retries[0][0] <= now:
+            _, _, blocks, tries = heapq.heappop(self._retries)
+            if tries.failed >= PREFETCH_ATTEMPTS_MAX and not any(block.waiters for block in blocks):
+                self._give_up(blocks, StoreUnavailable("given up after repeated failures"))
+                continue
+            self._demand.extendleft((block, tries) for block in reversed(blocks))
+
+    def _give_up(self, blocks: list[Block], error: FusefsError) -> None:
+        for block in blocks:
+            self._slots.forget(block, error)

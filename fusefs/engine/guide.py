@@ -1,0 +1,170 @@
+"""What the daemon asks workers besides bytes: names, headers, model groups; with retries.
+
+Blocking work (XML, JSON, parsing) happens in the workers; the daemon's thread only awaits.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Protocol
+
+import cachetools
+import trio
+
+from fusefs.engine import jobs
+from fusefs.engine.arena import Arena
+from fusefs.engine.blocks import Block, File
+from fusefs.engine.fetcher import Fetcher
+from fusefs.errors import CorruptData, StoreThrottled, StoreTimeout, StoreUnavailable
+from fusefs.objects import Extent, ListPage, ObjectMeta
+from fusefs.policy.backoff import backoff_s
+from fusefs.policy.extents import blocks_of
+from fusefs.policy.shards import INDEX_SUFFIX, shard_order, shards_after
+from fusefs.telemetry.counters import Counters
+
+CHECK_DEADLINE_S = 10.0
+"""`fusefs mount` gives up on a store that does not answer after this time: a person is waiting."""
+
+NAMES_DEADLINE_S = 60.0
+"""A look-up is retried for so long: an error is what makes a loader give up."""
+
+HEADER_PARSED_BYTES_MAX = 4 << 20
+"""Larger headers (more than about 40,000 tensors) are trusted by their length: parsing one would
+need its bytes in the arena all at once."""
+
+_INDEXES_CACHED = 16
+
+
+class Caller(Protocol):
+    """What this module needs of the pool."""
+
+    async def call(self, op: str, **arguments: Any) -> tuple[Any, list[Any]]:
+        """Ask a worker: (result, parts)."""
+
+
+class Names:
+    """Listings and heads of the store; retried, counted. Obeys `fusefs.tree`'s Lister."""
+
+    def __init__(self, caller: Caller, counters: Counters) -> None:
+        self._caller = caller
+        self._counters = counters
+
+    async def check(self, prefix: str) -> None:
+        """Return if the source can be mounted; raises what `Store.check` raises."""
+        self._counters.requests_list += 1
+        await self._retried(CHECK_DEADLINE_S, jobs.CHECK, prefix=prefix)
+
+    async def list_page(self, prefix: str, token: str | None) -> ListPage:
+        """One page of the names below `prefix`."""
+        self._counters.requests_list += 1
+        next_token, parts = await self._retried(
+            NAMES_DEADLINE_S, jobs.LIST, prefix=prefix, token=token
+        )
+        return jobs.page_from_parts(parts, next_token)
+
+    async def head(self, key: str) -> ObjectMeta:
+        """The current version of one key."""
+        self._counters.requests_head += 1
+        wire, _ = await self._retried(NAMES_DEADLINE_S, jobs.HEAD, key=key)
+        return jobs.meta_from_wire(wire)
+
+    async def _retried(self, deadline_s: float, op: str, **arguments: Any) -> tuple[Any, list[Any]]:
+        attempt = 0
+        last: StoreUnavailable = StoreTimeout(f"no answer from the store within {deadline_s:g} s")
+        with trio.move_on_after(deadline_s):
+            while True:
+                attempt += 1
+                self._counters.requests += 1
+                try:
+                    return await self._caller.call(op, **arguments)
+                except StoreUnavailable as error:
+                    last = error
+                    self._counters.retries += 1
+                    after = error.retry_after_s if isinstance(error, StoreThrottled) else None
+                    chance = random.random()  # noqa: S311 - jitter, no secret
+                    await trio.sleep(backoff_s(attempt, chance, after))
+        raise last
+
+
+class Guide:
+    """Headers and model groups, for the prefetcher.
+
+    The mutable state of Guide is a small cache of parsed indexes, by etag.
+    """
+
+    def __init__(
+        self,
+        caller: Caller,
+        fetcher: Fetcher,
+        arena: Arena,
+        siblings: Callable[[File], Sequence[ObjectMeta]],
+        counters: Counters,
+    ) -> None:
+        self._caller = caller
+        self._fetcher = fetcher
+        self._arena = arena
+        self._siblings = siblings
+        self._counters = counters
+        self._indexes: cachetools.LRUCache[ObjectMeta, list[str]] = cachetools.LRUCache(
+            _INDEXES_CACHED
+        )
+
+    async def data_start(self, file: File) -> int:
+        """Where a shard's tensor data begins. Raises CorruptData if it has no valid header."""
+        size = file.meta.size
+        if size < 8:
+            raise CorruptData("shorter than a safetensors header")
+        async with self._pinned(file, Extent(0, 8)) as blocks:
+            length = int.from_bytes(self._arena.view(blocks[0].slot, 0, 8), "little")
+        if not 2 <= length <= size - 8:
+            raise CorruptData("the header's length is not inside the file")
+        if length > min(HEADER_PARSED_BYTES_MAX, self._arena.budget.size_bytes // 8):
+            return 8 + length
+        head = Extent(0, 8 + length)
+        async with self._pinned(file, head) as blocks:
+            pieces = [
+                [
+                    block.slot * self._arena.block_size,
+                    min(block.extent.stop, head.stop) - block.extent.start,
+                ]
+                for block in blocks
+            ]
+            start, _ = await self._caller.call(jobs.HEADER, pieces=pieces, size=size)
+        return int(start)
+
+    async def shards_after(self, file: File) -> Sequence[ObjectMeta]:
+        """The shards a loader of this file will want next, in order; often empty."""
+        _, _, name = file.meta.id.key.rpartition("/")
+        metas = {meta.id.key.rpartition("/")[2]: meta for meta in self._siblings(file)}
+        indexed = None
+        for sibling, meta in metas.items():
+            if sibling.endswith(INDEX_SUFFIX):
+                names = await self._index(meta)
+                indexed = names if name in names else indexed
+        return [metas[n] for n in shards_after(name, shard_order(name, metas, indexed))]
+
+    async def _index(self, meta: ObjectMeta) -> list[str]:
+        if meta not in self._indexes:
+            self._counters.requests += 1
+            self._counters.requests_read += 1
+            self._counters.bytes_fetched += meta.size
+            _, parts = await self._caller.call(
+                jobs.INDEX, key=meta.id.key, etag=meta.id.etag, size=meta.size
+            )
+            self._indexes[meta] = [name for part in parts for name in part]
+        return self._indexes[meta]
+
+    @asynccontextmanager
+    async def _pinned(self, file: File, extent: Extent) -> AsyncIterator[list[Block]]:
+        """The READY blocks of `extent`, which keep their slots inside the block."""
+        blocks, _ = self._fetcher.demand(file, blocks_of(extent, self._arena.block_size))
+        try:
+            for block in blocks:
+                await block.wait_settled()
+                if block.error is not None:
+                    raise block.error
+            yield blocks
+        finally:
+            self._fetcher.release(blocks)

@@ -1,0 +1,94 @@
+"""The messages between the daemon and its workers: JSON, one per SEQPACKET datagram.
+
+Daemon → worker: `{"id", "op", …}`, op one of READ, LIST, HEAD, CHECK, HEADER, INDEX. Worker →
+daemon: `{"id", "landed": n}` (read: the first n bytes are final), `{"id", "part": …}` (a piece of a
+long answer), then exactly one of `{"id", "ok": …}` and `{"id", "error": …}`. After that last
+message the worker does not touch the job's slots any more.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from fusefs.objects import Extent, ListPage, ObjectId, ObjectMeta
+
+MESSAGE_BYTES_MAX = 128 * 1024
+"""Below the default socket buffer of Linux (212,992), so that a message always fits."""
+
+PART_BYTES_MAX = 96 * 1024
+"""Payload of one part of a long answer, leaving room for the message around it."""
+
+READ, LIST, HEAD, CHECK, HEADER, INDEX = "read", "list", "head", "check", "header", "index"
+
+Message = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ReadJob:
+    """Fetch `extent` of `id` into the arena from byte `arena_offset` on."""
+
+    job: int
+    id: ObjectId
+    extent: Extent
+    arena_offset: int
+
+    def to_message(self) -> Message:
+        """As sent to the worker."""
+        return {
+            "id": self.job,
+            "op": READ,
+            "key": self.id.key,
+            "etag": self.id.etag,
+            "start": self.extent.start,
+            "stop": self.extent.stop,
+            "at": self.arena_offset,
+        }
+
+
+def encode(message: Message) -> bytes:
+    """One datagram. Keys that are not UTF-8 travel as escaped surrogates."""
+    return json.dumps(message, separators=(",", ":")).encode("ascii")
+
+
+def decode(data: bytes) -> Message:
+    """The message in one datagram."""
+    message: Message = json.loads(data)
+    return message
+
+
+def meta_to_wire(meta: ObjectMeta) -> list[Any]:
+    """A meta as `[key, etag, size, mtime_ns]`."""
+    return [meta.id.key, meta.id.etag, meta.size, meta.mtime_ns]
+
+
+def meta_from_wire(wire: list[Any]) -> ObjectMeta:
+    """Decode `meta_to_wire`."""
+    return ObjectMeta(ObjectId(wire[0], wire[1]), wire[2], wire[3])
+
+
+def page_to_parts(page: ListPage) -> list[list[Any]]:
+    """A page as parts, each of which fits a datagram: lists of metas and of prefix strings."""
+    entries: list[Any] = [meta_to_wire(meta) for meta in page.objects]
+    entries.extend(page.prefixes)
+    parts: list[list[Any]] = [[]]
+    size = 0
+    for entry in entries:
+        length = len(json.dumps(entry))
+        if parts[-1] and size + length > PART_BYTES_MAX:
+            parts.append([])
+            size = 0
+        parts[-1].append(entry)
+        size += length
+    return parts
+
+
+def page_from_parts(parts: list[list[Any]], next_token: str | None) -> ListPage:
+    """Decode `page_to_parts`."""
+    entries = [entry for part in parts for entry in part]
+    return ListPage(
+        objects=tuple(meta_from_wire(entry) for entry in entries if not isinstance(entry, str)),
+        prefixes=tuple(entry for entry in entries if isinstance(entry, str)),
+        next_token=next_token,
+    )

@@ -1,0 +1,157 @@
+"""Who lies in which slot, what may be evicted, and how far prefetch may lead the reader.
+
+Pure bookkeeping on the trio thread. Its one idea is the lead: blocks in flight or unread are
+bounded by a number that starts at what keeps every connection busy and doubles when a reader ran
+through it, so that a mount touches no more memory than its readers' bursts need.
+"""
+
+from __future__ import annotations
+
+import trio
+
+from fusefs.engine.blocks import Block, FileTable, State
+from fusefs.errors import FusefsError
+from fusefs.policy.budget import ArenaBudget
+from fusefs.policy.slots import Rank, SlotRing
+from fusefs.telemetry.counters import Counters
+
+UNREAD_EXPIRES_S = 30.0
+"""A prefetched block that nobody came for in this time makes room for other prefetch: its loader
+ended, or reads in another order. Evicting it only costs fetching it again."""
+
+
+LEAD_FIRST_BYTES = 256 << 20
+"""How much may be in flight and unread at first: 32 connections with a range of 8 MiB each. A
+larger lead only touches more memory, unless the reader comes in bursts: then it doubles."""
+
+EXPIRY_SCAN_S = 1.0
+"""Looking through all slots for blocks that expired: not more often than this."""
+
+
+class Slots:
+    """The arena's tenants.
+
+    The mutable state of Slots is the owners, the count of unread blocks, and the lead. INVARIANT:
+    `_owners[slot]` is the block whose `slot` it is; `_unread` counts blocks that are marked unread,
+    in flight or ready; `_lead` <= the budget's `unread_max`.
+    """
+
+    def __init__(self, budget: ArenaBudget, files: FileTable, counters: Counters) -> None:
+        self._budget = budget
+        self._files = files
+        self._counters = counters
+        self._ring = SlotRing(budget.slots)
+        self._owners: list[Block | None] = [None] * budget.slots
+        self._unread = 0
+        self._lead = max(1, min(budget.unread_max, LEAD_FIRST_BYTES // budget.block_size))
+        self._held_back = False
+        self._scanned_s = 0.0
+
+    def settle_in(self, blocks: list[Block], highest: Rank) -> int:
+        """Give `blocks` slots next to each other, as many as fit; how many that were.
+
+        0 means that there is no room at all. What lay there is evicted. The blocks are FETCHING
+        from now on.
+        """
+        now = trio.current_time()
+        owners = self._owners
+
+        def rank(slot: int) -> Rank:
+            owner = owners[slot]
+            return Rank.FREE if owner is None else owner.rank(now)
+
+        found = self._ring.take(len(blocks), rank, highest)
+        if found is None:
+            return 0
+        first, count = found
+        for slot, block in enumerate(blocks[:count], first):
+            before = owners[slot]
+            if before is not None:
+                self._evict(before)
+            if not block.waiters and not block.unread:
+                block.unread = True
+                self._unread += 1
+            block.slot = slot
+            block.state = State.FETCHING
+            block.file.blocks[block.index] = block
+            owners[slot] = block
+        return count
+
+    def vacate(self, block: Block) -> None:
+        """The block's fetch failed and its writer has stopped: the slot is free."""
+        self._owners[block.slot] = None
+        block.slot = -1
+
+    def forget(self, block: Block, error: FusefsError | None = None) -> None:
+        """Take the block out of its slot, if it has one, and out of its file; wake who waits."""
+        if block.slot >= 0:
+            self.vacate(block)
+        if block.unread:
+            block.unread = False
+            self._unread -= 1
+        del block.file.blocks[block.index]
+        block.settle(State.GONE, error)
+        self._files.drop_if_unused(block.file)
+
+    def touched(self, block: Block, served: int) -> None:
+        """`served` bytes of a READY block go to a reader."""
+        if block.unread:
+            block.unread = False
+            self._unread -= 1
+        block.touched_s = trio.current_time()
+        block.served += served
+        if block.served >= block.extent.size:
+            block.file.plan.mark_consumed(block.index)
+
+    def may_prefetch(self) -> bool:
+        """Whether a full range fits the lead: topping it up block by block costs requests."""
+        room = self._lead - self._budget.range_blocks
+        if self._unread <= room:
+            return True
+        self._held_back = True
+        now = trio.current_time()
+        if now - self._scanned_s > EXPIRY_SCAN_S:
+            self._scanned_s = now
+            self._expire_unread(now)
+        return self._unread <= room
+
+    def reader_waits(self) -> None:
+        """A reader found a block missing or in flight.
+
+        If prefetch had been held back, the reader ran through its lead while connections stood
+        idle: from now on it may have more.
+        """
+        if self._held_back:
+            self._held_back = False
+            self._lead = min(2 * self._lead, self._budget.unread_max)
+
+    def statistics(self) -> dict[str, int]:
+        """Slots by state."""
+        states = [block.state for block in self._owners if block is not None]
+        return {
+            "slots": self._budget.slots,
+            "free": self._budget.slots - len(states),
+            "fetching": states.count(State.FETCHING),
+            "ready": states.count(State.READY),
+            "unread": self._unread,
+            "touched": self._ring.span,
+            "lead": self._lead,
+        }
+
+    def _evict(self, block: Block) -> None:
+        if block.unread:
+            self._waste(block)
+        self.forget(block)
+
+    def _expire_unread(self, now: float) -> None:
+        for block in self._owners:
+            if block is None or not block.unread or block.state is not State.READY:
+                continue
+            if now - block.touched_s > UNREAD_EXPIRES_S:
+                self._waste(block)
+
+    def _waste(self, block: Block) -> None:
+        """The block was prefetched, and nobody came for it."""
+        block.unread = False
+        self._unread -= 1
+        self._counters.prefetch_wasted_bytes += block.extent.size

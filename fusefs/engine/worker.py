@@ -1,0 +1,134 @@
+"""Inside a worker process: threads that take jobs from one socket and run them against the store.
+
+The socket is SEQPACKET and shared by all threads: the kernel hands each job to one of them, without
+a lock or a queue of ours. Bytes go from the SDK straight into the arena; only small answers travel
+back. A worker decides nothing: it neither retries nor queues. It ends when its socket does.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import mmap
+import os
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from fusefs.engine import jobs
+from fusefs.errors import CorruptData, FusefsError, InternalError, to_wire
+from fusefs.objects import Extent, ObjectId
+from fusefs.store.base import Store
+from loaderhint.header import HeaderError, parse_header, read_length
+
+log = logging.getLogger("fusefs.worker")
+
+INDEX_BYTES_MAX = 64 << 20
+"""An index.json larger than this is not one: a model of 10^6 tensors has about 100 MB of header."""
+
+_THREAD_STACK_BYTES = 512 * 1024
+"""Enough for the SDKs' call depth; the default 8 MiB of address space per thread counts in some
+container limits."""
+
+
+class Worker:
+    """Runs jobs. Shared by its threads; immutable after construction."""
+
+    def __init__(self, store: Store, arena_fd: int, channel: socket.socket) -> None:
+        self._store = store
+        self._channel = channel
+        self._arena = memoryview(mmap.mmap(arena_fd, 0))
+        self._operations: dict[str, Callable[[jobs.Message], Any]] = {
+            jobs.READ: self._read,
+            jobs.LIST: self._list,
+            jobs.HEAD: self._head,
+            jobs.CHECK: self._check,
+            jobs.HEADER: self._header,
+            jobs.INDEX: self._index,
+        }
+
+    def run(self, threads: int) -> None:
+        """Serve until the daemon closes its end of the socket."""
+        threading.stack_size(_THREAD_STACK_BYTES)
+        for number in range(threads - 1):
+            threading.Thread(target=self._serve, name=f"fetch-{number}", daemon=True).start()
+        self._serve()
+
+    def _serve(self) -> None:
+        while True:
+            data = self._channel.recv(jobs.MESSAGE_BYTES_MAX)
+            if not data:
+                return
+            message = jobs.decode(data)
+            try:
+                answer = {"ok": self._operations[message["op"]](message)}
+            except FusefsError as error:
+                answer = {"error": to_wire(error)}
+            except Exception as error:  # the body of a background task: the daemon must hear of it
+                log.exception("job %s failed in an unforeseen way", message["op"])
+                answer = {"error": to_wire(InternalError(f"{type(error).__name__}: {error}"))}
+            self._send(message["id"], answer)
+
+    def _send(self, job: int, answer: jobs.Message) -> None:
+        try:
+            self._channel.send(jobs.encode({"id": job, **answer}))
+        except (BrokenPipeError, ConnectionResetError):
+            os._exit(0)  # the daemon is gone, and nobody is left to serve
+
+    def _read(self, message: jobs.Message) -> None:
+        extent = Extent(message["start"], message["stop"])
+        at = message["at"]
+        job = message["id"]
+        self._store.read_into(
+            ObjectId(message["key"], message["etag"]),
+            extent,
+            self._arena[at : at + extent.size],
+            lambda landed: self._send(job, {"landed": landed}),
+        )
+
+    def _list(self, message: jobs.Message) -> str | None:
+        page = self._store.list_page(message["prefix"], message["token"])
+        for part in jobs.page_to_parts(page):
+            self._send(message["id"], {"part": part})
+        return page.next_token
+
+    def _head(self, message: jobs.Message) -> list[Any]:
+        return jobs.meta_to_wire(self._store.head(message["key"]))
+
+    def _check(self, message: jobs.Message) -> None:
+        self._store.check(message["prefix"])
+
+    def _header(self, message: jobs.Message) -> int:
+        """Parse a safetensors header that lies in the arena; returns where its data begins."""
+        data = b"".join(self._arena[at : at + size] for at, size in message["pieces"])
+        try:
+            length = read_length(data[:8])
+            return parse_header(data[8 : 8 + length], message["size"]).data_start
+        except HeaderError as error:
+            raise CorruptData(f"not a safetensors header: {error}") from error
+
+    def _index(self, message: jobs.Message) -> None:
+        """Read a model's index and send the shard names it holds, in the order of first mention."""
+        size = message["size"]
+        if size > INDEX_BYTES_MAX:
+            raise CorruptData(f"the index has {size} bytes, more than any index")
+        data = bytearray(size)
+        id = ObjectId(message["key"], message["etag"])
+        if size:
+            self._store.read_into(id, Extent(0, size), memoryview(data))
+        for part in _index_parts(bytes(data)):
+            self._send(message["id"], {"part": part})
+
+
+def _index_parts(data: bytes) -> list[list[str]]:
+    """The distinct shard names of an index, in parts that fit a datagram."""
+    try:
+        weight_map = json.loads(data)["weight_map"]
+        names = list(dict.fromkeys(weight_map.values()))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CorruptData(f"not a model index: {type(error).__name__}") from error
+    if not all(isinstance(name, str) and len(name) <= 255 for name in names):
+        raise CorruptData("not a model index: a shard name is not a file name")
+    step = jobs.PART_BYTES_MAX // (255 * 6)
+    return [names[i : i + step] for i in range(0, len(names), step)]

@@ -1,0 +1,82 @@
+"""What the mount answers about itself: the `user.fusefs.*` attributes.
+
+Asked by getxattr on any file or directory of the mount, the one call that works through read-only
+bind mounts, from any language, without a file or socket that could go stale. Unknown names are
+ENODATA, never ENOSYS: one ENOSYS would switch attributes off for the whole connection.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import fusefs
+from fusefs.engine.pool import Pool
+from fusefs.engine.slots import Slots
+from fusefs.mount.tuning import Knob, as_status
+from fusefs.policy.budget import ArenaBudget
+from fusefs.telemetry.counters import Counters
+from fusefs.telemetry.log import RecentWarnings
+
+STATUS_VERSION = 1
+
+STATS_NAME = b"user.fusefs.stats"
+
+
+class Status:
+    """Puts the status together.
+
+    The mutable state of Status is `knobs`, known once the kernel's were set.
+    """
+
+    def __init__(
+        self,
+        job: dict[str, Any],
+        budget: ArenaBudget,
+        pool: Pool,
+        slots: Slots,
+        counters: Counters,
+        warnings: RecentWarnings,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._job = job
+        self._budget = budget
+        self._pool = pool
+        self._slots = slots
+        self._counters = counters
+        self._warnings = warnings
+        self._now = now
+        self._started = now()
+        self.started_ns = time.time_ns()
+        self._keeper_pid = os.getppid()
+        self.knobs: dict[str, Knob] = {}
+
+    def stats(self) -> bytes:
+        """The answer to `user.fusefs.stats`: JSON, documented in docs/operations.md."""
+        budget = self._budget
+        answer = {
+            "v": STATUS_VERSION,
+            "version": fusefs.__version__,
+            "source": self._job["source"],
+            "mountpoint": self._job["mountpoint"],
+            "uptime_s": round(self._now() - self._started, 3),
+            "pids": {
+                "keeper": self._keeper_pid,
+                "daemon": os.getpid(),
+                "spawner": self._pool.spawner_pid,
+                "workers": self._pool.pids,
+            },
+            "counters": self._counters.snapshot(),
+            "arena": {
+                "size_bytes": budget.size_bytes,
+                "block_bytes": budget.block_size,
+                **self._slots.statistics(),
+            },
+            "memory_limit_bytes": budget.size_bytes,
+            "kernel": as_status(self.knobs),
+            "warnings": list(self._warnings.lines),
+        }
+        return json.dumps(answer).encode()

@@ -1,0 +1,207 @@
+"""The process that serves one mount: `python -m fusefs.mount.daemon CHANNEL_FD JOB_FD`.
+
+Composition root: builds the parts, gives each its task, handles signals. It is told what to do by
+the keeper: it checks the source, says so, receives the /dev/fuse descriptor, and serves until the
+mount is gone. It touches no network and never a path inside its mount.
+"""
+
+from __future__ import annotations
+
+import array
+import gc
+import json
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import pyfuse3
+import trio
+
+from fusefs.config import Config, config_from_json_dict
+from fusefs.engine import jobs
+from fusefs.engine.arena import Arena
+from fusefs.engine.blocks import File, FileTable
+from fusefs.engine.fetcher import Fetcher
+from fusefs.engine.guide import Guide, Names
+from fusefs.engine.machine import cores_available, memory_available
+from fusefs.engine.pool import Pool
+from fusefs.engine.prefetcher import Prefetcher
+from fusefs.engine.reader import Reader
+from fusefs.engine.slots import Slots
+from fusefs.errors import ConfigError, FusefsError
+from fusefs.mount.control import Status
+from fusefs.mount.kernel import find_mount
+from fusefs.mount.operations import Operations
+from fusefs.mount.tuning import tune
+from fusefs.objects import ObjectMeta
+from fusefs.policy.budget import arena_budget, memory_limit
+from fusefs.store.source import parse_source
+from fusefs.telemetry.counters import Counters
+from fusefs.telemetry.log import RecentWarnings, configure_log
+from fusefs.tree.tree import Tree
+
+log = logging.getLogger("fusefs.daemon")
+
+WORKERS_MAX = 8
+"""One worker moves about 2.5 GB/s of plain HTTP per core it gets; eight carry 100 Gbit/s."""
+
+TASKS_MARGIN = 64
+"""FUSE tasks beyond `max_background`: look-ups and page faults find one while READs wait."""
+
+
+class Daemon:
+    """The parts of one mount, put together.
+
+    The mutable state of Daemon is in its parts.
+    """
+
+    def __init__(self, job: dict[str, Any], config: Config, recent: RecentWarnings) -> None:
+        self._config = config
+        self._mountpoint = job["mountpoint"]
+        engine = config.engine
+        self._source = parse_source(job["source"])
+        self._counters = Counters()
+        memory = memory_limit(engine.memory, memory_available())
+        self._budget = arena_budget(memory, engine.block_size, engine.range_size)
+        self._arena = Arena(self._budget)
+        workers = engine.workers or min(cores_available(), WORKERS_MAX)
+        threads = max(1, -(-engine.connections // workers))
+        self._pool = Pool(workers, threads, self._counters)
+        self._files = FileTable(self._budget.block_size, self._budget.range_blocks)
+        self._slots = Slots(self._budget, self._files, self._counters)
+        self._fetcher = Fetcher(
+            self._budget, self._slots, self._pool, self._counters, self._object_changed
+        )
+        self._prefetcher = Prefetcher(
+            self._files, config.kernel.read_ahead_kb * 1024, self._fetcher.wake
+        )
+        self._names = Names(self._pool, self._counters)
+        self._tree = Tree(
+            self._names, self._source.prefix, config.tree, self._counters, trio.current_time
+        )
+        self._status = Status(job, self._budget, self._pool, self._slots, self._counters, recent)
+        self._guide = Guide(self._pool, self._fetcher, self._arena, self._siblings, self._counters)
+
+    async def run(self, keeper: trio.socket.SocketType, job_fd: int) -> None:
+        """Check the source, get the mount from the keeper, serve it.
+
+        Raises FusefsError if the source cannot be served; then nothing was mounted.
+        """
+        await self._pool.start(self._arena.fd, job_fd)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._pool.run, self._fetcher.on_read, self._fetcher.wake)
+            error = await self._checked()
+            if error is None:
+                await keeper.send(jobs.encode({"checked": True}))
+                fuse_fd = await _receive_fd(keeper)
+                if fuse_fd is not None:
+                    await self._serve(fuse_fd, keeper)
+            nursery.cancel_scope.cancel()
+        self._pool.close()
+        if error is not None:
+            raise error
+
+    async def _checked(self) -> FusefsError | None:
+        try:
+            await self._names.check(self._source.prefix)
+        except FusefsError as error:
+            return error
+        return None
+
+    async def _serve(self, fuse_fd: int, keeper: trio.socket.SocketType) -> None:
+        reader = Reader(
+            self._arena,
+            self._slots,
+            self._fetcher,
+            self._prefetcher,
+            self._counters,
+            self._config.engine.read_deadline_s,
+        )
+        operations = Operations(
+            self._tree,
+            self._files,
+            reader,
+            self._prefetcher,
+            self._status,
+            self._config,
+            self._tune,
+        )
+        pyfuse3.init(operations, f"/dev/fd/{fuse_fd}", set())
+        gc.collect()
+        gc.freeze()  # what start-up made lives for ever: later collections need not look at it
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._fetcher.run, self._prefetcher.next_run)
+                nursery.start_soon(self._prefetcher.run, self._guide)
+                nursery.start_soon(_end_on_sigterm)
+                await keeper.send(jobs.encode({"serving": True}))
+                max_tasks = self._config.kernel.max_background + TASKS_MARGIN
+                await pyfuse3.main(max_tasks=max_tasks)
+                nursery.cancel_scope.cancel()
+        finally:
+            pyfuse3.close(unmount=False)
+
+    async def _tune(self) -> None:
+        """Set the kernel's knobs; called inside the first request, so FUSE_INIT is over."""
+        row = find_mount(self._mountpoint)
+        if row is not None:
+            self._status.knobs = tune(self._config.kernel, row.device)
+
+    def _object_changed(self, file: File) -> None:
+        self._tree.mark_stale(file.meta.id)
+
+    def _siblings(self, file: File) -> Sequence[ObjectMeta]:
+        try:
+            entries = self._tree.siblings(file.inode) or ()
+        except FusefsError:
+            return ()  # the kernel let go of the file in the meantime
+        return [entry.meta for entry in entries if entry.meta is not None]
+
+
+async def _end_on_sigterm() -> None:
+    with trio.open_signal_receiver(signal.SIGTERM) as signals:
+        async for _ in signals:
+            pyfuse3.terminate()
+
+
+async def _receive_fd(keeper: trio.socket.SocketType) -> int | None:
+    """The descriptor of the mount; None if the keeper gave up."""
+    data, ancillary, _, _ = await keeper.recvmsg(1024, socket.CMSG_SPACE(4))
+    for level, kind, payload in ancillary:
+        if data and (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            fd: int = array.array("i", payload[:4])[0]
+            return fd
+    return None
+
+
+def main(channel_fd: int, job_fd: int) -> int:
+    """Serve one mount; exit status 0 once it was unmounted."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the keeper's to act on
+    channel = socket.socket(fileno=channel_fd)
+    with open(job_fd, closefd=False) as file:
+        file.seek(0)
+        job = json.load(file)
+    config = config_from_json_dict(job["config"])
+    recent = configure_log(config.log.level, config.log.file, job["foreground"])
+
+    async def start() -> None:
+        keeper = trio.socket.from_stdlib_socket(channel)
+        try:
+            await Daemon(job, config, recent).run(keeper, job_fd)
+        except FusefsError as error:
+            status = 2 if isinstance(error, ConfigError) else 1
+            await keeper.send(jobs.encode({"error": str(error), "status": status}))
+
+    try:
+        trio.run(start)
+    except Exception:  # the last stop: what ends the daemon must stand in the log
+        log.exception("the daemon ends")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*map(int, sys.argv[1:3])))

@@ -1,0 +1,170 @@
+"""The system calls and kernel files around a mount: mount(2), fusermount3, umount2, mountinfo.
+
+Nothing here touches a path inside a mount: stat() of a FUSE root waits for its daemon.
+"""
+
+from __future__ import annotations
+
+import array
+import ctypes
+import errno
+import os
+import re
+import socket
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from fusefs.errors import AccessDenied, FusefsError, ObjectNotFound
+
+FSTYPE = "fuse.fusefs"
+
+_CONNECTIONS = Path("/sys/fs/fuse/connections")
+_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOATIME = 1, 2, 4, 1024
+_MNT_DETACH = 2
+_FUSERMOUNT_TIMEOUT_S = 30.0
+_OCTAL = re.compile(r"\\([0-7]{3})")
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True, slots=True)
+class MountRow:
+    """One row of mountinfo. `device` is "major:minor"."""
+
+    mountpoint: str
+    device: str
+    fstype: str
+    source: str
+
+
+def mount_rows(mountinfo: Path = Path("/proc/self/mountinfo")) -> list[MountRow]:
+    """All mounts of this mount namespace, oldest first."""
+    rows = []
+    for line in mountinfo.read_text(errors="surrogateescape").splitlines():
+        before, _, after = line.partition(" - ")
+        fields, tail = before.split(" "), after.split(" ")
+        rows.append(MountRow(_unescape(fields[4]), fields[2], tail[0], _unescape(tail[1])))
+    return rows
+
+
+def find_mount(mountpoint: str) -> MountRow | None:
+    """The topmost mount at exactly this path, or None."""
+    found = [row for row in mount_rows() if row.mountpoint == mountpoint]
+    return found[-1] if found else None
+
+
+def _unescape(text: str) -> str:
+    """Mountinfo writes space, tab, newline and backslash as octal."""
+    return _OCTAL.sub(lambda match: chr(int(match[1], 8)), text)
+
+
+def mount_fuse(source: str, mountpoint: str, allow_other: bool) -> int:
+    """Mount read-only and return the /dev/fuse descriptor. Raises FusefsError with one sentence."""
+    if os.geteuid() == 0:
+        return _mount_as_root(source, mountpoint, allow_other)
+    return _mount_by_fusermount(source, mountpoint, allow_other)
+
+
+def mount_connections() -> None:
+    """Make sure, as root, that the kernel's list of FUSE connections is there.
+
+    systemd mounts it at boot; minimal systems and containers do not. Without it `max_background`
+    cannot be set and a stuck connection cannot be aborted. Where /sys is read-only it stays away,
+    and `tuning` says so.
+    """
+    if os.geteuid() == 0 and find_mount(str(_CONNECTIONS)) is None and _CONNECTIONS.is_dir():
+        flags = ctypes.c_ulong(_MS_NOSUID | _MS_NODEV)
+        _libc.mount(b"fusectl", bytes(_CONNECTIONS), b"fusectl", flags, None)
+
+
+def _mount_as_root(source: str, mountpoint: str, allow_other: bool) -> int:
+    try:
+        fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise AccessDenied(f"cannot open /dev/fuse: {error.strerror}") from error
+    options = f"fd={fd},rootmode=40000,user_id={os.geteuid()},group_id={os.getegid()}"
+    options += ",default_permissions" + (",allow_other" if allow_other else "")
+    flags = _MS_RDONLY | _MS_NOSUID | _MS_NODEV | _MS_NOATIME
+    result = _libc.mount(
+        os.fsencode(source),
+        os.fsencode(mountpoint),
+        FSTYPE.encode(),
+        ctypes.c_ulong(flags),
+        options.encode(),
+    )
+    if result != 0:
+        number = ctypes.get_errno()
+        os.close(fd)
+        hint = " (CAP_SYS_ADMIN is needed)" if number == errno.EPERM else ""
+        raise AccessDenied(f"cannot mount on {mountpoint}: {os.strerror(number)}{hint}")
+    return fd
+
+
+def _mount_by_fusermount(source: str, mountpoint: str, allow_other: bool) -> int:
+    fsname = source.replace("\\", "\\\\").replace(",", "\\,")
+    options = f"ro,nosuid,nodev,noatime,default_permissions,subtype=fusefs,fsname={fsname}"
+    options += ",allow_other" if allow_other else ""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with ours, theirs:
+        try:
+            done = subprocess.run(
+                ["fusermount3", "-o", options, "--", mountpoint],
+                env={**os.environ, "_FUSE_COMMFD": str(theirs.fileno())},
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=_FUSERMOUNT_TIMEOUT_S,
+                check=False,
+            )
+        except FileNotFoundError as error:
+            raise ObjectNotFound(
+                "fusermount3 is not installed; install the package fuse3, or mount as root"
+            ) from error
+        except subprocess.TimeoutExpired as error:
+            raise FusefsError("fusermount3 did not finish; look at the system log") from error
+        if done.returncode != 0:
+            said = done.stderr.decode(errors="replace").strip().splitlines()
+            raise AccessDenied(said[0] if said else f"fusermount3 failed ({done.returncode})")
+        return _receive_fd(ours)
+
+
+def _receive_fd(channel: socket.socket) -> int:
+    """The descriptor fusermount3 sends with one byte."""
+    _, ancillary, _, _ = channel.recvmsg(1, socket.CMSG_SPACE(4))
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            fd: int = array.array("i", data[:4])[0]
+            os.set_inheritable(fd, False)
+            return fd
+    raise FusefsError("fusermount3 mounted but sent no descriptor")
+
+
+def unmount(mountpoint: str, lazy: bool = False) -> None:
+    """Unmount; raises OSError (EBUSY: in use, EINVAL: not mounted, EPERM)."""
+    if os.geteuid() == 0:
+        if _libc.umount2(os.fsencode(mountpoint), _MNT_DETACH if lazy else 0) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+        return
+    command = ["fusermount3", "-u", *(["-z"] if lazy else []), "--", mountpoint]
+    done = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=_FUSERMOUNT_TIMEOUT_S,
+        check=False,
+    )
+    if done.returncode != 0:
+        said = done.stderr.decode(errors="replace").strip()
+        number = errno.EBUSY if "busy" in said else errno.EPERM
+        raise OSError(number, said or f"fusermount3 failed ({done.returncode})")
+
+
+def abort_connection(device: str) -> None:
+    """End a FUSE connection whatever state it is in: waiting readers get ENOTCONN. Root only."""
+    minor = device.partition(":")[2]
+    try:
+        (_CONNECTIONS / minor / "abort").write_text("1")
+    except (FileNotFoundError, PermissionError):
+        return  # ended already, or not ours to end: the last close of the descriptor does it

@@ -1,0 +1,295 @@
+"""pyfuse3's Operations: pure translation between the kernel's requests and tree, reader, status.
+
+The only place that raises FUSEError, and the choke point for everything else: pyfuse3 answers for
+FUSEError alone, any other exception would leave the caller blocked and end the mount. Handles carry
+nothing but a flag: a file's handle is its inode, which is one version of one object.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import itertools
+import logging
+import os
+import stat
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, ParamSpec, TypeVar
+
+import pyfuse3
+from pyfuse3 import (
+    EntryAttributes,
+    FileHandleT,
+    FileInfo,
+    FUSEError,
+    InodeT,
+    RequestContext,
+    StatvfsData,
+)
+
+from fusefs.config import Config
+from fusefs.engine.blocks import File, FileTable
+from fusefs.engine.prefetcher import Prefetcher
+from fusefs.engine.reader import Reader
+from fusefs.errors import FusefsError, ObjectChanged, ObjectNotFound
+from fusefs.mount.control import STATS_NAME, Status
+from fusefs.tree.inodes import Entry
+from fusefs.tree.names import NAME_BYTES_MAX
+from fusefs.tree.tree import Tree, TreeStatistics
+
+log = logging.getLogger("fusefs.operations")
+
+BLOCK_BYTES = 1 << 17
+"""st_blksize: what cp and Python's open() read at once; 128 KiB is coreutils' own choice."""
+
+STATFS_BLOCK_BYTES = 4096
+
+ENTRY_TIMEOUT_S = 1.0
+"""How long the kernel keeps a name without asking us: the tree answers from memory in microseconds
+(and no store is asked before its own TTL ends), so the two beliefs must not add up."""
+
+DIRECT_HANDLE = 1 << 63
+"""Set in the handle of a file opened with O_DIRECT; inode numbers leave this bit free."""
+
+ATTRIBUTE_TIMEOUT_S = 3600.0
+"""An inode is one version: its attributes cannot change. An hour is as good as for ever."""
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def answering(handler: Callable[P, Awaitable[R]]) -> Callable[P, Coroutine[Any, Any, R]]:
+    """The choke point: whatever a handler raises becomes an errno."""
+
+    @functools.wraps(handler)
+    async def answer(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return await handler(*args, **kwargs)
+        except FUSEError:
+            raise
+        except FusefsError as error:
+            if not isinstance(error, ObjectNotFound):
+                log.warning("%s: %s", handler.__name__, error)
+            raise FUSEError(error.errno) from error
+        except Exception as error:
+            log.exception("%s failed in an unforeseen way", handler.__name__)
+            raise FUSEError(errno.EIO) from error
+
+    return answer
+
+
+class Operations(pyfuse3.Operations):
+    """One mount's requests.
+
+    The mutable state of Operations is the open files by inode, and the directory streams.
+    INVARIANT: `_opens[inode]` > 0 exactly while `_files` has the inode.
+    """
+
+    supports_dot_lookup = False
+    enable_writeback_cache = False
+
+    def __init__(
+        self,
+        tree: Tree,
+        files: FileTable,
+        reader: Reader,
+        prefetcher: Prefetcher,
+        status: Status,
+        config: Config,
+        on_first_request: Callable[[], Awaitable[None]],
+    ) -> None:
+        super().__init__()
+        self._tree = tree
+        self._file_table = files
+        self._reader = reader
+        self._prefetcher = prefetcher
+        self._status = status
+        self._mount_config, self._tree_config = config.mount, config.tree
+        self._on_first_request = on_first_request
+        self._uid = os.geteuid() if config.mount.uid is None else config.mount.uid
+        self._gid = os.getegid() if config.mount.gid is None else config.mount.gid
+        self._files: dict[int, File] = {}
+        self._opens: dict[int, int] = {}
+        self._streams: dict[int, tuple[Entry, tuple[Entry, ...]]] = {}
+        self._stream_numbers = itertools.count(1)
+        self._asked = False
+        self._seen: TreeStatistics | None = None
+
+    # -- names ------------------------------------------------------------------------------------
+
+    @answering
+    async def lookup(
+        self, parent_inode: InodeT, name: bytes, ctx: RequestContext
+    ) -> EntryAttributes:
+        """LOOKUP; an absent name is answered with a negative entry, which the kernel keeps."""
+        if len(name) > NAME_BYTES_MAX:
+            raise FUSEError(errno.ENAMETOOLONG)
+        try:
+            entry = await self._tree.lookup(parent_inode, name)
+        except ObjectNotFound:
+            absent = EntryAttributes()
+            absent.st_ino = InodeT(0)
+            absent.entry_timeout = min(ENTRY_TIMEOUT_S, self._tree_config.negative_ttl_s)
+            return absent
+        self._tree.remember(entry)
+        return self._attributes(entry)
+
+    @answering
+    async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
+        """FORGET and BATCH_FORGET."""
+        for inode, count in inode_list:
+            self._tree.forget(inode, count)
+
+    @answering
+    async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
+        """GETATTR: an inode is one version, so this never asks the store."""
+        return self._attributes(self._tree.get(inode))
+
+    @answering
+    async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
+        """OPENDIR takes the snapshot that READDIR walks."""
+        entries = await self._tree.listing(inode)
+        number = next(self._stream_numbers)
+        self._streams[number] = (self._tree.acquire(inode), entries)
+        return FileHandleT(number)
+
+    @answering
+    async def readdir(self, fh: FileHandleT, start_id: int, token: Any) -> None:
+        """READDIRPLUS from entry `start_id` on; "." and ".." come first and count no look-up."""
+        directory, entries = self._streams[fh]
+        own = [(b".", directory), (b"..", self._tree.get(directory.parent))]
+        for number in range(start_id, len(entries) + 2):
+            if number < 2:
+                name, entry = own[number]
+            else:
+                entry = entries[number - 2]
+                name = entry.name
+            if not pyfuse3.readdir_reply(token, name, self._attributes(entry), number + 1):
+                return
+            if number >= 2:
+                self._tree.remember(entry)
+
+    @answering
+    async def releasedir(self, fh: FileHandleT) -> None:
+        """RELEASEDIR lets go of the snapshot."""
+        directory, _ = self._streams.pop(fh)
+        self._tree.release(directory.inode)
+
+    @answering
+    async def statfs(self, ctx: RequestContext) -> StatvfsData:
+        """STATFS: the size is what the names seen so far hold; nothing is free."""
+        known = self._tree.statistics()
+        if not known.files_known and self._seen is not None:
+            known = self._seen  # nothing is cached just now: the bucket did not shrink
+        self._seen = known
+        answer = StatvfsData()
+        answer.f_bsize = answer.f_frsize = STATFS_BLOCK_BYTES
+        answer.f_blocks = max(1, -(-known.bytes_known // STATFS_BLOCK_BYTES))
+        answer.f_bfree = answer.f_bavail = 0
+        answer.f_files = max(1, known.files_known)
+        answer.f_ffree = answer.f_favail = 0
+        answer.f_namemax = NAME_BYTES_MAX
+        return answer
+
+    # -- bytes ------------------------------------------------------------------------------------
+
+    @answering
+    async def open(self, inode: InodeT, flags: int, ctx: RequestContext) -> FileInfo:
+        """OPEN; a version known to be gone is ESTALE, and the kernel looks the name up again."""
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_TRUNC | os.O_CREAT):
+            raise FUSEError(errno.EROFS)
+        entry = self._tree.get(inode)
+        if entry.meta is None:
+            raise FUSEError(errno.EISDIR)
+        if entry.stale:
+            raise ObjectChanged(f"{entry.key} was replaced in the store")
+        self._tree.acquire(inode)
+        file = self._file_table.opened(entry.meta)
+        file.inode = inode
+        self._files[inode] = file
+        self._opens[inode] = self._opens.get(inode, 0) + 1
+        direct = DIRECT_HANDLE if flags & os.O_DIRECT else 0
+        file.direct_opens += bool(direct)
+        return FileInfo(fh=FileHandleT(inode | direct), keep_cache=True)
+
+    @answering
+    async def read(self, fh: FileHandleT, off: int, size: int) -> Any:
+        """READ: exactly min(size, rest of file) bytes; shorter would shrink the file for all."""
+        return await self._reader.read(self._files[fh & ~DIRECT_HANDLE], off, size)
+
+    @answering
+    async def release(self, fh: FileHandleT) -> None:
+        """RELEASE: one handle less."""
+        inode = fh & ~DIRECT_HANDLE
+        file = self._files[inode]
+        file.direct_opens -= fh != inode
+        self._opens[inode] -= 1
+        if not self._opens[inode]:
+            del self._opens[inode], self._files[inode]
+        self._file_table.closed(file)
+        self._prefetcher.closed(file)
+        self._tree.release(inode)
+
+    # -- attributes -------------------------------------------------------------------------------
+
+    @answering
+    async def getxattr(self, inode: InodeT, name: bytes, ctx: RequestContext) -> bytes:
+        """GETXATTR: the verbs of `control`; anything else is ENODATA."""
+        if not self._asked:
+            self._asked = True
+            await self._on_first_request()
+        if name == STATS_NAME:
+            return self._status.stats()
+        raise FUSEError(errno.ENODATA)
+
+    @answering
+    async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[bytes]:
+        """LISTXATTR: the verbs are not listed, so that cp -a and rsync -X copy none."""
+        return []
+
+    @answering
+    async def readlink(self, inode: InodeT, ctx: RequestContext) -> bytes:
+        """READLINK: there are no links."""
+        raise FUSEError(errno.EINVAL)
+
+    def _attributes(self, entry: Entry) -> EntryAttributes:
+        """What stat(2) shows.
+
+        Files are one name of one object; a directory has no link count worth
+        counting, so it shows 2, for its name and its ".".
+        """
+        config = self._mount_config
+        result = EntryAttributes()
+        result.st_ino = InodeT(entry.inode)
+        result.entry_timeout = min(ENTRY_TIMEOUT_S, self._tree_config.ttl_s)
+        result.attr_timeout = ATTRIBUTE_TIMEOUT_S
+        result.st_uid, result.st_gid = self._uid, self._gid
+        result.st_blksize = BLOCK_BYTES
+        if entry.meta is None:
+            result.st_mode = pyfuse3.ModeT(stat.S_IFDIR | (0o555 & ~config.umask))
+            result.st_nlink = 2
+            mtime_ns = self._status.started_ns
+        else:
+            result.st_mode = pyfuse3.ModeT(stat.S_IFREG | (0o444 & ~config.umask))
+            result.st_nlink = 1
+            result.st_size = entry.meta.size
+            result.st_blocks = -(-entry.meta.size // 512)
+            mtime_ns = entry.meta.mtime_ns
+        result.st_mtime_ns = result.st_ctime_ns = result.st_atime_ns = mtime_ns
+        return result
+
+
+def _refuses(name: str) -> Callable[..., Awaitable[None]]:
+    async def refuse(self: Operations, *args: Any) -> None:
+        raise FUSEError(errno.EROFS)
+
+    refuse.__name__ = name
+    refuse.__doc__ = f"{name.upper()}: the mount is read-only."
+    return refuse
+
+
+for _name in (
+    "create", "link", "mkdir", "mknod", "removexattr", "rename", "rmdir", "setattr", "setxattr",
+    "symlink", "unlink", "write",
+):  # fmt: skip
+    setattr(Operations, _name, _refuses(_name))

@@ -1,0 +1,60 @@
+"""How much memory a mount may take, and how it is shared out.
+
+All numbers are bytes unless named otherwise. Reading the machine's limits is `engine.machine`'s
+job.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fusefs.errors import ConfigError
+
+MIB = 1 << 20
+
+MEMORY_DEFAULT_MAX = 2048 * MIB
+"""A quarter of a GPU node would be hundreds of GB; 2 GiB keep a 100 Gbit/s link busy for 160 ms,
+which is more than its latency."""
+
+MEMORY_MIN = 16 * MIB
+"""Two ranges of 8 MiB: less than that cannot stream."""
+
+RESERVE_FRACTION = 4
+"""A quarter of the slots is never filled by prefetch: demand finds room at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class ArenaBudget:
+    """The arena's shape. INVARIANT: 0 < unread_max < slots."""
+
+    slots: int
+    block_size: int
+    range_blocks: int
+    unread_max: int
+
+    @property
+    def size_bytes(self) -> int:
+        """The arena's size."""
+        return self.slots * self.block_size
+
+
+def memory_limit(wanted: int | None, available: int) -> int:
+    """The limit in bytes: what the user said, or a quarter of what there is, at most 2 GiB."""
+    if wanted is None:
+        return max(MEMORY_MIN, min(available // 4, MEMORY_DEFAULT_MAX))
+    if wanted < MEMORY_MIN:
+        raise ConfigError(
+            f"memory must be at least {MEMORY_MIN // MIB} MiB, but {wanted // MIB} MiB were given"
+        )
+    return wanted
+
+
+def arena_budget(memory: int, block_size: int, range_size: int) -> ArenaBudget:
+    """Share out `memory`: the arena takes all of it, prefetch up to three quarters of the slots.
+
+    A range is at most an eighth of the arena, so that a small one still has several in flight.
+    """
+    slots = max(2, memory // block_size)
+    range_blocks = max(1, min(range_size // block_size, slots // 8))
+    unread_max = max(1, slots - max(1, slots // RESERVE_FRACTION))
+    return ArenaBudget(slots, block_size, range_blocks, unread_max)

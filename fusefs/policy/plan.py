@@ -1,0 +1,166 @@
+"""What to fetch next of one file, and how urgently.
+
+A plan knows the file's size, whether it is a safetensors shard, what was accessed and what was
+already consumed; it answers "which run of blocks next, at this priority?". It is asked late, when a
+connection is free, so there is no queue of prefetches to reorder or cancel; and it takes no note of
+what it answered: a run that was started is `taken` when asked again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import IntEnum
+
+from fusefs.objects import Extent
+from fusefs.policy.extents import block_count
+from fusefs.policy.streams import Stream, StreamTracker
+
+MIB = 1 << 20
+
+STREAM_WINDOW_MAX_BYTES = 256 * MIB
+"""Enough to fill 32 connections with 8 MiB ranges: what a 1.7 GB/s link holds in flight."""
+
+TENSOR_WINDOW_BYTES = 8 * MIB
+"""Window of a new stream inside a shard: whoever touches a tensor's first page reads on."""
+
+SMALL_FILE_BYTES = 8 * MIB
+"""Files up to one range request are fetched whole at the first touch (config, tokenizer, index)."""
+
+RAMP = 4
+"""A range is at most 1/RAMP of its distance to the reader: near it small ranges on many connections
+bring the first bytes soon, far ahead full ranges cost fewer requests."""
+
+
+class Priority(IntEnum):
+    """The order in which wanted blocks are fetched, most urgent first."""
+
+    DEMAND = 0
+    HEAD = 1
+    STREAM = 2
+    REST = 3
+    NEXT_SHARD = 4
+
+
+class FilePlan:
+    """The plan for one file.
+
+    The mutable state of FilePlan is the streams, the consumed map, and where the rest of the file
+    is being fetched. INVARIANT: a run never leaves `[0, blocks)`, never holds a block that `taken`
+    says is there, and never one that was consumed in this pass.
+    """
+
+    def __init__(self, size: int, block_size: int, range_blocks: int, is_shard: bool) -> None:
+        self.size = size
+        self.block_size = block_size
+        self.range_blocks = range_blocks
+        self.is_shard = is_shard
+        self.blocks = block_count(size, block_size)
+        self.streams = StreamTracker(
+            STREAM_WINDOW_MAX_BYTES, TENSOR_WINDOW_BYTES if is_shard else 0
+        )
+        self.consumed = bytearray(self.blocks)
+        self.consumed_count = 0
+        self.whole = False
+        self._rest = 0
+        self._rest_left = 0
+
+    def access(self, extent: Extent) -> None:
+        """A READ for `extent` came in."""
+        self.streams.access(extent)
+        if not self.whole and self.size <= SMALL_FILE_BYTES:
+            self.want_whole(0)
+
+    def become_opaque(self) -> None:
+        """The header turned out not to be one: plan like for any other file."""
+        self.is_shard = False
+        self.streams.window_new_bytes = 0
+
+    def want_whole(self, origin: int) -> None:
+        """Fetch the whole file, from block `origin` to the end, then from the start to there."""
+        self.whole = True
+        self._rest = min(origin, max(0, self.blocks - 1))
+        self._rest_left = self.blocks
+
+    def stop(self) -> None:
+        """Nobody has the file open: want nothing of it."""
+        self.streams.streams.clear()
+        self.whole = False
+
+    def mark_consumed(self, block: int) -> None:
+        """The block's last byte has been read: it is not fetched ahead again in this pass."""
+        if not self.consumed[block]:
+            self.consumed[block] = 1
+            self.consumed_count += 1
+
+    def begin_pass(self, block: int) -> None:
+        """A consumed block is wanted again (the page cache let go of it): start over from there."""
+        self.consumed = bytearray(self.blocks)
+        self.consumed_count = 0
+        for stream in self.streams.streams:
+            stream.frontier = None
+        if self.whole:
+            self.want_whole(block)
+
+    def next_run(self, priority: Priority, taken: Callable[[int], bool]) -> tuple[int, int] | None:
+        """The next run to fetch at `priority` (STREAM or REST): (first block, count), or None."""
+        if not self.blocks:
+            return None
+        if priority is Priority.STREAM:
+            for stream in reversed(self.streams.streams):
+                run = self._stream_run(stream, taken)
+                if run is not None:
+                    return run
+            return None
+        return self._rest_run(taken) if self.whole else None
+
+    def exhausted(self) -> bool:
+        """Whether REST has been all the way round."""
+        return not self.whole or self._rest_left <= 0
+
+    def _absent(self, block: int, taken: Callable[[int], bool]) -> bool:
+        return not self.consumed[block] and not taken(block)
+
+    def _stream_run(self, stream: Stream, taken: Callable[[int], bool]) -> tuple[int, int] | None:
+        if stream.window_bytes <= 0:
+            return None
+        if stream.direction < 0:
+            return self._backward_run(stream, taken)
+        here = (stream.stop - 1) // self.block_size
+        edge = min(block_count(stream.stop + stream.window_bytes, self.block_size), self.blocks)
+        block = max(here, stream.frontier or 0)
+        while block < edge and not self._absent(block, taken):
+            block += 1
+        limit = self._ramp(block - here)
+        count = 0
+        while count < limit and block + count < edge and self._absent(block + count, taken):
+            count += 1
+        stream.frontier = block  # not past the run: what is started is taken when asked again
+        return (block, count) if count else None
+
+    def _backward_run(self, stream: Stream, taken: Callable[[int], bool]) -> tuple[int, int] | None:
+        here = stream.start // self.block_size
+        edge = max(0, (stream.start - stream.window_bytes) // self.block_size)
+        block = here if stream.frontier is None else min(here, stream.frontier)
+        while block >= edge and not self._absent(block, taken):
+            block -= 1
+        limit = self._ramp(here - block)
+        count = 0
+        while count < limit and block - count >= edge and self._absent(block - count, taken):
+            count += 1
+        stream.frontier = block
+        return (block - count + 1, count) if count else None
+
+    def _rest_run(self, taken: Callable[[int], bool]) -> tuple[int, int] | None:
+        while self._rest_left > 0 and not self._absent(self._rest, taken):
+            self._rest_left -= 1
+            self._rest = (self._rest + 1) % self.blocks
+        if self._rest_left <= 0:
+            return None
+        first, count = self._rest, 0
+        limit = min(self.range_blocks, self._rest_left, self.blocks - first)
+        while count < limit and self._absent(first + count, taken):
+            count += 1
+        return first, count
+
+    def _ramp(self, distance: int) -> int:
+        return max(1, min(self.range_blocks, distance // RAMP))

@@ -1,0 +1,1 @@
+"""Access to buckets: one adapter per kind, all obeying `fusefs.store.base.Store`."""

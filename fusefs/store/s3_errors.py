@@ -1,0 +1,222 @@
+"""What the S3 adapter's failures are called here, and what a person should do about them.
+
+Only translates; whether and when to try again is decided elsewhere, by class. The one idea: a
+message is made of our words, the store's error code, and names that the user typed. Texts of the
+SDK and of the server are left out, for they may hold keys, tokens or signed URLs.
+"""
+
+from __future__ import annotations
+
+import http.client
+import re
+import ssl
+from collections.abc import Iterator, Mapping
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import botocore.exceptions as sdk
+import urllib3.exceptions
+from botocore.parsers import ResponseParserError
+
+from fusefs.errors import (
+    AccessDenied,
+    ConfigError,
+    FusefsError,
+    ObjectChanged,
+    ObjectNotFound,
+    StoreThrottled,
+    StoreTimeout,
+    StoreUnavailable,
+    Unsupported,
+)
+
+SDK_ERRORS = (
+    sdk.BotoCoreError,
+    sdk.ClientError,
+    ResponseParserError,
+    urllib3.exceptions.HTTPError,
+    http.client.HTTPException,
+    OSError,
+    ValueError,
+)
+"""Everything a client of botocore lets through. OSError is socket and ssl; ValueError is a header
+that is no number, a key that is not UTF-8, or a date that is none."""
+
+_THROTTLED = frozenset(
+    {"SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequests"}
+)
+
+_DENIED: dict[str, str] = {
+    "AccessDenied": "these credentials may not read it",
+    "AllAccessDisabled": "the owner has disabled all access",
+    "ExpiredToken": "the session token has expired: renew the credentials",
+    "InvalidAccessKeyId": "the store does not know this access key: check the credentials",
+    "InvalidToken": "the session token is not valid: renew the credentials",
+    "RequestExpired": "the signature has expired: set this machine's clock",
+    "RequestTimeTooSkewed": "the clock of this machine is wrong: set it",
+    "SignatureDoesNotMatch": "the secret key does not fit the access key: check the credentials",
+    "TokenRefreshRequired": "the session token must be renewed",
+}
+"""Codes of https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html that mean
+credentials; some come with status 400."""
+
+_NO_CREDENTIALS = (
+    "no usable AWS credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, name a profile, or"
+    " give this machine a role"
+)
+
+_RETRY_AFTER_MAX_S = 300.0
+"""A larger Retry-After is a mistake or an attack; a deadline passes long before."""
+
+
+def translate(error: Exception, what: str) -> FusefsError:
+    """The `FusefsError` for anything of `SDK_ERRORS`; `what` is the subject of its sentence."""
+    if isinstance(error, sdk.ClientError):
+        return _answered(error.response, what)
+    if isinstance(error, UnicodeEncodeError):
+        return ObjectNotFound(f"{what} does not exist: its name is not UTF-8")
+    if isinstance(error, (sdk.NoCredentialsError, sdk.PartialCredentialsError)):
+        return AccessDenied(f"{what} cannot be asked for: {_NO_CREDENTIALS}")
+    if isinstance(error, sdk.ProfileNotFound):
+        profile = error.kwargs.get("profile")
+        return AccessDenied(f"{what} cannot be used: there is no AWS profile {profile!r}")
+    if isinstance(error, sdk.MetadataRetrievalError):
+        return StoreUnavailable(f"{what} must wait: the metadata service gives no credentials")
+    if isinstance(error, _CREDENTIAL_ERRORS):
+        return AccessDenied(f"{what} cannot be asked for: {type(error).__name__} by the AWS SDK")
+    if isinstance(error, _SETTING_ERRORS):
+        return ConfigError(f"{what} cannot be asked for: {type(error).__name__} by the AWS SDK")
+    return _transport(error, what)
+
+
+def translate_read(error: Exception, what: str) -> FusefsError:
+    """Like `translate`, for a read of a version that once was: if it is not found, it was deleted."""
+    translated = translate(error, what)
+    if isinstance(translated, ObjectNotFound):
+        return ObjectChanged(f"{translated}: it was deleted")
+    return translated
+
+
+_CREDENTIAL_ERRORS = (
+    sdk.CredentialRetrievalError,
+    sdk.UnknownCredentialError,
+    sdk.TokenRetrievalError,
+    sdk.NoAuthTokenError,
+    sdk.SSOError,
+    sdk.LoginError,
+)
+"""The chain found a source of credentials, and it failed: a process, a login that ran out."""
+
+_SETTING_ERRORS = (
+    sdk.ConfigParseError,
+    sdk.ConfigNotFound,
+    sdk.InvalidConfigError,
+    sdk.InvalidRegionError,
+    sdk.InvalidS3AddressingStyleError,
+    sdk.BaseEndpointResolverError,
+    sdk.EndpointProviderError,
+    sdk.ParamValidationError,
+)
+"""What the environment, ~/.aws/config or the source says makes no sense to the SDK."""
+
+
+def _answered(response: Mapping[str, Any], what: str) -> FusefsError:
+    """The store answered, with an error."""
+    status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    headers = response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    details = response.get("Error", {})
+    # A HEAD has no body, and botocore gives its status as the code. A code is a word; what is not
+    # came from something that is no S3.
+    code = str(details.get("Code", ""))
+    said = f"status {status}" + (f", {code}" if re.fullmatch(r"[A-Za-z]\w{0,63}", code) else "")
+    region = headers.get("x-amz-bucket-region") or details.get("Region")
+    if code in _THROTTLED or status in (429, 503):
+        return StoreThrottled(f"{what} must wait: the store is busy ({said})", _wait_s(headers))
+    if code in _DENIED:
+        return AccessDenied(f"{what} is refused: {_DENIED[code]} ({said})")
+    if code == "NoSuchBucket":
+        return ObjectNotFound(f"{what} does not exist: there is no such bucket")
+    if code == "InvalidObjectState":
+        return Unsupported(f"{what} is archived: it must be restored before it can be read")
+    if status in (301, 307) or code in _WRONG_REGION:
+        known = f"in region {region!r}" if _is_word(region) else "in another region"
+        return ConfigError(f"{what} is {known}: set s3.region, or s3.endpoint_url ({said})")
+    if status == 404 or code == "KeyTooLongError":
+        return ObjectNotFound(f"{what} does not exist")
+    if status in (412, 416):
+        return ObjectChanged(f"{what} was overwritten")
+    if status in (401, 403):
+        return AccessDenied(f"{what} is refused: check credentials and policy ({said})")
+    if status == 408 or code == "RequestTimeout":
+        return StoreTimeout(f"{what} did not come in time ({said})")
+    if status == 409 or status >= 500:
+        return StoreUnavailable(f"{what} is not available now ({said})")
+    return FusefsError(f"{what} cannot be had: the store does not take the request ({said})")
+
+
+_WRONG_REGION = frozenset(
+    {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
+)
+
+
+def _transport(error: Exception, what: str) -> FusefsError:
+    """No answer, or half of one."""
+    for cause in _chain(error):
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return ConfigError(
+                f"{what} cannot be had: the server's certificate is not trusted"
+                f" ({cause.verify_message}); set AWS_CA_BUNDLE to the file of its authority"
+            )
+        if isinstance(cause, (FileNotFoundError, PermissionError)):
+            return ConfigError(f"{what} cannot be had: AWS_CA_BUNDLE names no readable file")
+    if isinstance(error, _TIMEOUTS):
+        return StoreTimeout(f"{what} did not come in time: the store is silent")
+    if isinstance(error, ResponseParserError):
+        return StoreUnavailable(f"{what} did not come: the answer is not S3's, or only half of one")
+    if isinstance(error, ValueError) and not isinstance(error, _VALUE_ERRORS_OF_TRANSPORT):
+        # Often the last header of a head that broke off, so another try may help.
+        return StoreUnavailable(f"{what} did not come: the answer has a value that makes no sense")
+    reasons = [cause.strerror for cause in _chain(error) if isinstance(cause, OSError)]
+    reason = next((text for text in reasons if text), type(error).__name__)
+    return StoreUnavailable(f"{what} did not come: {reason}")
+
+
+_TIMEOUTS = (
+    sdk.ConnectTimeoutError,
+    sdk.ReadTimeoutError,
+    urllib3.exceptions.TimeoutError,
+    TimeoutError,
+)
+
+_VALUE_ERRORS_OF_TRANSPORT = (sdk.BotoCoreError, urllib3.exceptions.HTTPError, OSError)
+"""Some of these are ValueErrors by inheritance only."""
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error and those inside it: the SDK wraps in a keyword, urllib3 in an argument."""
+    waiting: list[object] = [error]
+    seen: set[int] = set()
+    while waiting:
+        cause = waiting.pop(0)
+        if not isinstance(cause, BaseException) or id(cause) in seen:
+            continue
+        seen.add(id(cause))
+        yield cause
+        waiting += [getattr(cause, "kwargs", {}).get("error"), cause.__cause__, cause.__context__]
+        waiting += [getattr(cause, "reason", None), *cause.args]
+
+
+def _wait_s(headers: Mapping[str, str]) -> float | None:
+    """Retry-After in seconds, if it is there and makes sense (RFC 9110, 10.2.3)."""
+    text = headers.get("retry-after", "")
+    try:
+        if text.isdecimal():
+            return min(float(text), _RETRY_AFTER_MAX_S)
+        wait = parsedate_to_datetime(text) - parsedate_to_datetime(headers["date"])
+    except (KeyError, TypeError, ValueError):
+        return None
+    return min(max(wait.total_seconds(), 0.0), _RETRY_AFTER_MAX_S)
+
+
+def _is_word(text: object) -> bool:
+    return isinstance(text, str) and re.fullmatch(r"[a-z0-9-]{1,32}", text) is not None

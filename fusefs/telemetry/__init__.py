@@ -1,0 +1,1 @@
+"""What the mount tells about itself: counters and the log."""

@@ -1,0 +1,1 @@
+"""loaderhint: what a weight loader and fusefs agree on. Standard library only."""

@@ -1,0 +1,183 @@
+"""The engine on a virtual clock: simulated workers in front of a simulated store.
+
+The workers obey the pool's interface: a job takes virtual time, lands in pieces, may fail or be
+lost. Everything else is the real thing: arena, fetcher, prefetcher, reader.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import trio
+
+from fusefs.engine import jobs
+from fusefs.engine.arena import Arena
+from fusefs.engine.blocks import File, FileTable
+from fusefs.engine.fetcher import Fetcher
+from fusefs.engine.prefetcher import Prefetcher
+from fusefs.engine.reader import Reader
+from fusefs.engine.slots import Slots
+from fusefs.errors import CorruptData, FusefsError, ObjectChanged, to_wire
+from fusefs.objects import Extent, ObjectId, ObjectMeta
+from fusefs.policy.budget import arena_budget
+from fusefs.telemetry.counters import Counters
+
+KIB = 1024
+BLOCK = 4 * KIB
+RANGE = 8 * BLOCK
+
+
+def content(key: str, version: int, size: int) -> bytes:
+    """Bytes that tell key, version and place apart."""
+    unit = f"{key}@{version}:".encode()
+    pattern = b"".join(unit + b"%08d|" % i for i in range(size // (len(unit) + 9) + 1))
+    return pattern[:size]
+
+
+@dataclass(slots=True)
+class SimulatedBucket:
+    """Versions of objects, and what shall go wrong: the next reads raise `faults` in turn."""
+
+    objects: dict[str, tuple[int, bytes]] = field(default_factory=dict)
+    versions: dict[str, int] = field(default_factory=dict)
+    faults: deque[FusefsError | None] = field(default_factory=deque)
+    log: list[tuple[str, Extent]] = field(default_factory=list)
+
+    def put(self, key: str, size: int) -> ObjectMeta:
+        """A new version of `key`."""
+        version = self.versions[key] = self.versions.get(key, 0) + 1
+        self.objects[key] = (version, content(key, version, size))
+        return self.meta(key)
+
+    def meta(self, key: str) -> ObjectMeta:
+        """What a listing says of the current version."""
+        version, data = self.objects[key]
+        return ObjectMeta(ObjectId(key, f"v{version}"), len(data), 0)
+
+    def read(self, id: ObjectId, extent: Extent) -> bytes:
+        """Exactly these bytes of exactly this version."""
+        self.log.append((id.key, extent))
+        if self.faults:
+            fault = self.faults.popleft()
+            if fault is not None:
+                raise fault
+        if id.key not in self.objects or f"v{self.objects[id.key][0]}" != id.etag:
+            raise ObjectChanged(f"{id.key} holds another version")
+        return self.objects[id.key][1][extent.start : extent.stop]
+
+
+class SimulatedWorkers:
+    """Threads on a virtual clock. `lose_next` reads end with their worker's death."""
+
+    def __init__(self, bucket: SimulatedBucket, arena: Arena, capacity: int) -> None:
+        self.bucket = bucket
+        self.capacity = capacity
+        self.block_s = 0.001
+        self.first_byte_s = 0.025
+        self.lose_next = 0
+        self.busy = 0
+        self.busy_max = 0
+        self._jobs = 0
+        self._map = mmap.mmap(arena.fd, arena.budget.size_bytes)
+        self._started: Callable[[jobs.ReadJob], None] = lambda job: None
+
+    @property
+    def idle(self) -> int:
+        return self.capacity - self.busy
+
+    def new_job(self) -> int:
+        self._jobs += 1
+        return self._jobs
+
+    def start_read(self, job: jobs.ReadJob) -> None:
+        assert self.idle > 0
+        self.busy += 1
+        self.busy_max = max(self.busy_max, self.busy)
+        self._started(job)
+
+    async def call(self, op: str, **arguments: object) -> tuple[object, list[object]]:
+        """Headers are never valid here: tests of shards say where data begins by themselves."""
+        raise CorruptData(f"no {op} in this simulation: {arguments}")
+
+    def attend(self, nursery: trio.Nursery, on_read: Callable[[jobs.Message], None]) -> None:
+        """Run jobs in `nursery` from now on."""
+
+        def start(job: jobs.ReadJob) -> None:
+            nursery.start_soon(self._run, job, on_read)
+
+        self._started = start
+
+    async def _run(self, job: jobs.ReadJob, on_read: Callable[[jobs.Message], None]) -> None:
+        await trio.sleep(self.first_byte_s)
+        lost, self.lose_next = self.lose_next > 0, max(0, self.lose_next - 1)
+        try:
+            data = self.bucket.read(job.id, job.extent)
+        except FusefsError as error:
+            self.busy -= 1
+            on_read({"id": job.job, "error": to_wire(error)})
+            return
+        for start in range(0, len(data), BLOCK):
+            await trio.sleep(self.block_s)
+            piece = data[start : start + BLOCK]
+            self._map[job.arena_offset + start : job.arena_offset + start + len(piece)] = piece
+            if lost and start + BLOCK >= len(data) // 2:
+                self.busy -= 1
+                on_read({"id": job.job, "lost": True})
+                return
+            on_read({"id": job.job, "landed": start + len(piece)})
+        self.busy -= 1
+        on_read({"id": job.job, "ok": None})
+
+
+@dataclass(slots=True)
+class Engine:
+    """All parts of one engine under test."""
+
+    bucket: SimulatedBucket
+    workers: SimulatedWorkers
+    files: FileTable
+    slots: Slots
+    fetcher: Fetcher
+    prefetcher: Prefetcher
+    reader: Reader
+    counters: Counters
+    changed: list[File]
+
+    def open(self, key: str) -> File:
+        """Open the current version."""
+        return self.files.opened(self.bucket.meta(key))
+
+    async def read(self, file: File, offset: int, size: int) -> bytes:
+        """Read as the kernel does, and keep a copy."""
+        return bytes(await self.reader.read(file, offset, size))
+
+
+@asynccontextmanager
+async def open_engine(
+    slots: int = 64, capacity: int = 8, deadline_s: float = 60.0, head_bytes: int = 4 * BLOCK
+) -> AsyncIterator[Engine]:
+    """An engine with blocks of 4 KiB, running until the end of the `async with`."""
+    budget = arena_budget(slots * BLOCK, BLOCK, RANGE)
+    arena = Arena(budget)
+    counters = Counters()
+    bucket = SimulatedBucket()
+    workers = SimulatedWorkers(bucket, arena, capacity)
+    files = FileTable(BLOCK, budget.range_blocks)
+    changed: list[File] = []
+    tenants = Slots(budget, files, counters)
+    fetcher = Fetcher(budget, tenants, workers, counters, changed.append)
+    prefetcher = Prefetcher(files, head_bytes, fetcher.wake)
+    reader = Reader(arena, tenants, fetcher, prefetcher, counters, deadline_s)
+    engine = Engine(bucket, workers, files, tenants, fetcher, prefetcher, reader, counters, changed)
+    try:
+        async with trio.open_nursery() as nursery:
+            workers.attend(nursery, fetcher.on_read)
+            nursery.start_soon(fetcher.run, prefetcher.next_run)
+            yield engine
+            nursery.cancel_scope.cancel()
+    finally:
+        arena.close()

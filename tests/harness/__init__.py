@@ -1,0 +1,1 @@
+"""Real servers, mounts and models for tests, the demo and the bench; asserts nothing of fusefs."""

@@ -1,0 +1,1 @@
+"""Tests on real kernel mounts in front of real servers."""

@@ -1,0 +1,94 @@
+"""Unmodified loaders on the mount path, and what they make the store do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.harness.mounted import Mounted, open_mount
+from tests.harness.weed import Weed
+from tests.mounts.test_changes import wait_until
+
+
+@pytest.fixture
+def mounted(weed: Weed, model_bucket: str) -> Iterator[Mounted]:
+    """The model's bucket, freshly mounted."""
+    with open_mount(f"s3://{model_bucket}", environment=weed.environment) as mount:
+        yield mount
+
+
+def shards(directory: Path) -> list[Path]:
+    """The model's shards in order."""
+    return sorted(directory.glob("*.safetensors"))
+
+
+def test_safetensors_loads_every_tensor_bit_for_bit(
+    mounted: Mounted, model_directory: Path
+) -> None:
+    """load_file gives the same tensors from the mount as from the disk, and costs one download."""
+    total = 0
+    for ours, theirs in zip(shards(mounted.path), shards(model_directory), strict=True):
+        got, want = load_file(ours), load_file(theirs)
+        assert got.keys() == want.keys()
+        assert all(torch.equal(got[name], want[name]) for name in want)
+        total += theirs.stat().st_size
+    index = (model_directory / "model.safetensors.index.json").stat().st_size
+    assert mounted.counters()["bytes_fetched"] <= total + index
+
+
+def test_transformers_loads_the_model_from_the_path(
+    mounted: Mounted, model_directory: Path
+) -> None:
+    """from_pretrained on the mount path gives the same parameters and the same tokens."""
+    ours = AutoModelForCausalLM.from_pretrained(mounted.path, dtype=torch.bfloat16)
+    theirs = AutoModelForCausalLM.from_pretrained(model_directory, dtype=torch.bfloat16)
+    want = dict(theirs.named_parameters())
+    got = dict(ours.named_parameters())
+    assert got.keys() == want.keys()
+    assert all(torch.equal(got[name], want[name]) for name in want)
+    text = "the quick brown fox"
+    tokens = [AutoTokenizer.from_pretrained(path)(text)["input_ids"] for path in
+              (mounted.path, model_directory)]  # fmt: skip
+    assert tokens[0] == tokens[1]
+
+
+def test_looking_at_headers_does_not_download_the_shards(mounted: Mounted) -> None:
+    """Opening every shard for its tensor names costs a small part of the model."""
+    names = 0
+    for shard in shards(mounted.path):
+        with safe_open(shard, framework="pt") as file:
+            names += len(file.keys())
+    assert names > 0
+    model = sum(shard.stat().st_size for shard in shards(mounted.path))
+    assert mounted.counters()["bytes_fetched"] < model / 2
+
+
+def test_reading_one_shard_brings_the_next_one(mounted: Mounted) -> None:
+    """While a loader works on the first shard, the second one is on its way."""
+    first, second, third = shards(mounted.path)
+    size = first.stat().st_size
+    with first.open("rb", buffering=0) as file:
+        while file.read(1 << 20):
+            pass
+        total = size + second.stat().st_size + third.stat().st_size
+        wait_until(lambda: mounted.counters()["bytes_fetched"] >= total)
+    assert mounted.counters()["bytes_read"] <= size
+    second.read_bytes()
+    third.read_bytes()
+    assert mounted.counters()["prefetch_wasted_bytes"] == 0
+    assert mounted.counters()["misses"] < 20
+
+
+def test_a_second_load_costs_nothing(mounted: Mounted) -> None:
+    """The kernel keeps the pages across opens: no second download."""
+    first = {shard: load_file(shard).keys() for shard in shards(mounted.path)}
+    fetched = mounted.counters()["bytes_fetched"]
+    second = {shard: load_file(shard).keys() for shard in shards(mounted.path)}
+    assert first == second
+    assert mounted.counters()["bytes_fetched"] == fetched

@@ -1,0 +1,1 @@
+"""The reference model: random histories against dictionaries."""
