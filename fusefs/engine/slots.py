@@ -24,6 +24,10 @@ LEAD_FIRST_BYTES = 256 << 20
 """How much may be in flight and unread at first: 32 connections with a range of 8 MiB each. A
 larger lead only touches more memory, unless the reader comes in bursts: then it doubles."""
 
+PAUSE_S = 0.5
+"""A reader that let prefetch stand still for so long comes in bursts (a loader between shards, a
+copy to the GPU): a larger lead would have used that time. Shorter waits are any load's noise."""
+
 EXPIRY_SCAN_S = 1.0
 """Looking through all slots for blocks that expired: not more often than this."""
 
@@ -31,7 +35,8 @@ EXPIRY_SCAN_S = 1.0
 class Slots:
     """The arena's tenants.
 
-    The mutable state of Slots is the owners, the count of unread blocks, and the lead. INVARIANT:
+    The mutable state of Slots is the owners, the count of unread blocks, the lead, and how long
+    prefetch was held back by it. INVARIANT:
     `_owners[slot]` is the block whose `slot` it is; `_unread` counts blocks that are marked unread,
     in flight or ready; `_lead` <= the budget's `unread_max`.
     """
@@ -44,7 +49,8 @@ class Slots:
         self._owners: list[Block | None] = [None] * budget.slots
         self._unread = 0
         self._lead = max(1, min(budget.unread_max, LEAD_FIRST_BYTES // budget.block_size))
-        self._held_back = False
+        self._held_since_s: float | None = None
+        self._pause_s = 0.0
         self._scanned_s = 0.0
 
     def settle_in(self, blocks: list[Block], highest: Rank) -> int:
@@ -106,10 +112,14 @@ class Slots:
     def may_prefetch(self) -> bool:
         """Whether a full range fits the lead: topping it up block by block costs requests."""
         room = self._lead - self._budget.range_blocks
-        if self._unread <= room:
-            return True
-        self._held_back = True
         now = trio.current_time()
+        if self._unread <= room:
+            if self._held_since_s is not None:
+                self._pause_s = max(self._pause_s, now - self._held_since_s)
+                self._held_since_s = None
+            return True
+        if self._held_since_s is None:
+            self._held_since_s = now
         if now - self._scanned_s > EXPIRY_SCAN_S:
             self._scanned_s = now
             self._expire_unread(now)
@@ -118,11 +128,11 @@ class Slots:
     def reader_waits(self) -> None:
         """A reader found a block missing or in flight.
 
-        If prefetch had been held back, the reader ran through its lead while connections stood
-        idle: from now on it may have more.
+        If it had paused before, with prefetch held back, then it ran through its lead in a burst:
+        from now on it may have more.
         """
-        if self._held_back:
-            self._held_back = False
+        if self._pause_s >= PAUSE_S:
+            self._pause_s = 0.0
             self._lead = min(2 * self._lead, self._budget.unread_max)
 
     def statistics(self) -> dict[str, int]:

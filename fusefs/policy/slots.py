@@ -28,7 +28,7 @@ class Rank(IntEnum):
     """In flight, or somebody waits for it: never taken."""
 
 
-LOOKAHEAD_RUNS = 4
+LOOKAHEAD_RUNS = 32
 """How many runs ahead of the hand are looked at before the ring grows: in a stream the oldest
 slots, right ahead of the hand, are free."""
 
@@ -76,6 +76,7 @@ class SlotRing:
             slot += 1
             if slot >= self.span:
                 slot = length = 0
+        self._hand = slot  # slots that are not free stay behind: their turn comes in the next round
         return None
 
     def _longest_run(

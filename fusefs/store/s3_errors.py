@@ -90,7 +90,7 @@ def translate(error: Exception, what: str) -> FusefsError:
 
 
 def translate_read(error: Exception, what: str) -> FusefsError:
-    """Like `translate`, for a read of a version that once was: if it is not found, it was deleted."""
+    """Like `translate`, for a read of a version that was there: not found means deleted."""
     translated = translate(error, what)
     if isinstance(translated, ObjectNotFound):
         return ObjectChanged(f"{translated}: it was deleted")

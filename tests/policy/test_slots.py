@@ -62,3 +62,13 @@ def test_free_slots_are_taken_before_idle_ones_even_if_fewer() -> None:
     ring = SlotRing(5)
     ring.take(5, lambda slot: Rank.FREE, Rank.FREE)
     assert ring.take(2, lambda slot: ranks[slot], Rank.IDLE) == (2, 1)
+
+
+def test_slots_that_stay_in_use_do_not_make_the_ring_grow() -> None:
+    """A few long-lived blocks right ahead of the hand are stepped over."""
+    ring = SlotRing(1000)
+    ring.take(64, lambda slot: Rank.FREE, Rank.FREE)
+    kept = set(range(0, 40, 5))
+    for _ in range(50):
+        ring.take(8, lambda slot: Rank.IDLE if slot in kept else Rank.FREE, Rank.FREE)
+    assert ring.span == 64

@@ -62,6 +62,19 @@ def read(store: S3Store, buffer: bytearray, extent: Extent = EXTENT) -> list[int
     return reports
 
 
+def failure_of(store: S3Store, buffer: bytearray) -> tuple[type[FusefsError], str]:
+    """Class and sentence of a failed read. The error itself is gone then, as it is in a worker.
+
+    (pytest.raises would keep it, and with it a connection on which botocore's parser failed, which
+    closes when the error goes.)
+    """
+    try:
+        read(store, buffer)
+    except FusefsError as error:
+        return type(error), str(error)
+    pytest.fail("the read succeeded")
+
+
 def test_a_good_answer(server: WireServer, store: S3Store) -> None:
     """A read asks for its range of its version, path style, and its connection is used again."""
     server.answers += [good(), good()]
@@ -140,11 +153,9 @@ def test_refused_before_a_byte_is_written(name: str, server: WireServer, store: 
     wrong, expected = REFUSED[name]
     server.answers += [wrong, good()]
     buffer = bytearray([BLANK]) * SIZE
-    with pytest.raises(FusefsError) as raised:
-        read(store, buffer)
-    assert type(raised.value) is expected
+    found, sentence = failure_of(store, buffer)
+    assert found is expected
     assert buffer == bytearray([BLANK]) * SIZE
-    sentence = str(raised.value)
     assert "hunter2" not in sentence.lower()
     assert "\n" not in sentence
     # Whatever was left on that connection, it is not taken for the answer to the next request.

@@ -125,7 +125,7 @@ def run_python(code: str) -> str:
 def test_a_missing_sdk_is_explained() -> None:
     """Without the SDK the message names the extra to install; other schemes work."""
     printed = run_python(
-        "import sys; sys.modules['botocore'] = None\n"
+        "import sys; sys.modules['boto3'] = None\n"
         "from fusefs.config import Config\n"
         "from fusefs.errors import ConfigError\n"
         "from fusefs.store.source import open_store, parse_source\n"
