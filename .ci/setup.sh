@@ -16,7 +16,7 @@ need() {
 }
 
 c_header() { "$python" -c 'import os, sysconfig; os.stat(sysconfig.get_path("include") + "/Python.h")'; }
-nginx_lua() { test -e /usr/lib/nginx/modules/ngx_http_lua_module.so; }
+nginx_lua() { command -v nginx && test -e /usr/lib/nginx/modules/ngx_http_lua_module.so; }
 PATH=$PATH:/usr/sbin:/sbin
 
 case $group in

@@ -1,0 +1,119 @@
+"""However a mount ends, nothing of it stays; and it works without root."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.harness.mounted import ROOT, Mounted, cli_command, open_mount, wait_ended
+from tests.mounts.test_changes import wait_until
+
+
+def run(*command: str) -> None:
+    """Run a program that must succeed."""
+    subprocess.run(command, check=True, capture_output=True, timeout=30)
+
+
+ENDINGS: dict[str, Callable[[Mounted], object]] = {
+    "umount": lambda mount: run("umount", str(mount.path)),
+    "fusermount3 -u": lambda mount: run("fusermount3", "-u", str(mount.path)),
+    "SIGTERM to the keeper": lambda m: os.kill(m.status()["pids"]["keeper"], signal.SIGTERM),
+    "SIGTERM to the daemon": lambda m: os.kill(m.status()["pids"]["daemon"], signal.SIGTERM),
+    "SIGKILL of the daemon": lambda m: os.kill(m.status()["pids"]["daemon"], signal.SIGKILL),
+}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_every_way_to_end_a_mount_ends_all_of_it(plain: Path, ending: str) -> None:
+    """No mount, no process and no stale mountpoint is left behind."""
+    with open_mount(f"file://{plain}") as mounted:
+        assert (mounted.path / "one").read_bytes() == (plain / "one").read_bytes()
+        ENDINGS[ending](mounted)
+        wait_until(lambda: not mounted.is_mounted())
+        wait_ended(mounted.marker)
+        assert list(mounted.path.iterdir()) == []
+
+
+def test_without_its_keeper_a_mount_goes_on_and_can_be_ended(plain: Path) -> None:
+    """SIGKILL of the keeper changes nothing for readers, and umount still ends every process."""
+    with open_mount(f"file://{plain}") as mounted:
+        os.kill(mounted.status()["pids"]["keeper"], signal.SIGKILL)
+        assert (mounted.path / "big.bin").read_bytes() == (plain / "big.bin").read_bytes()
+
+
+UNPRIVILEGED = """
+set -eu
+# A device node as udev makes it: usable by everyone. In a mount namespace of our own.
+mknod "$1/fuse" c 10 229; chmod 666 "$1/fuse"; mount --bind "$1/fuse" /dev/fuse
+exec setpriv --reuid 1000 --regid 1000 --clear-groups --inh-caps +dac_read_search \
+    --ambient-caps +dac_read_search sh -c '
+        set -eu
+        "$@" mount "file://$PLAIN" "$MOUNTPOINT"
+        cmp "$MOUNTPOINT/big.bin" "$PLAIN/big.bin"
+        "$@" status "$MOUNTPOINT" --json
+        "$@" umount "$MOUNTPOINT"
+        ! grep -q "$MOUNTPOINT" /proc/self/mountinfo
+    ' "$@"
+"""
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A folder of user 1000, where fusermount3 can go as that user (pytest's own is root's)."""
+    with tempfile.TemporaryDirectory() as name:
+        os.chown(name, 1000, 1000)
+        yield Path(name)
+
+
+def test_an_ordinary_user_can_mount_read_and_unmount(plain: Path, home: Path) -> None:
+    """Through fusermount3, without root: right bytes, and status says which knob was not set.
+
+    The user has one capability, to read files anywhere: the interpreter may lie in root's home.
+    """
+    mountpoint = home / "mnt"
+    mountpoint.mkdir()
+    os.chown(mountpoint, 1000, 1000)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "HOME": str(home),
+        "PLAIN": str(plain),
+        "MOUNTPOINT": str(mountpoint),
+    }
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", UNPRIVILEGED, "sh", str(home), *cli_command()],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    status = json.loads(done.stdout[done.stdout.index("{") :])
+    assert status["counters"]["bytes_read"] >= (plain / "big.bin").stat().st_size
+    knob = status["kernel"]["read_ahead_kb"]
+    assert not knob["set"]
+    assert "Permission denied" in knob["why"]
+
+
+def test_secrets_appear_nowhere(weed_environment: object, model_bucket: str) -> None:
+    """Credentials are in no argument list and not in the status."""
+    secret = os.environ["AWS_SECRET_ACCESS_KEY"]
+    with open_mount(f"s3://{model_bucket}") as mounted:
+        assert secret not in json.dumps(mounted.status())
+        pids = mounted.pids()
+        assert len(pids) >= 5
+        for pid in pids:
+            arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            assert secret.encode() not in arguments
+            assert sys.executable.encode() == arguments[0]
