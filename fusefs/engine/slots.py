@@ -20,10 +20,6 @@ UNREAD_EXPIRES_S = 30.0
 ended, or reads in another order. Evicting it only costs fetching it again."""
 
 
-LEAD_FIRST_BYTES = 256 << 20
-"""How much may be in flight and unread at first: 32 connections with a range of 8 MiB each. A
-larger lead only touches more memory, unless the reader comes in bursts: then it doubles."""
-
 PAUSE_S = 0.5
 """A reader that let prefetch stand still for so long comes in bursts (a loader between shards, a
 copy to the GPU): a larger lead would have used that time. Shorter waits are any load's noise."""
@@ -48,7 +44,7 @@ class Slots:
         self._ring = SlotRing(budget.slots)
         self._owners: list[Block | None] = [None] * budget.slots
         self._unread = 0
-        self._lead = max(1, min(budget.unread_max, LEAD_FIRST_BYTES // budget.block_size))
+        self._lead = budget.lead_first
         self._held_since_s: float | None = None
         self._pause_s = 0.0
         self._scanned_s = 0.0

@@ -65,7 +65,9 @@ class Daemon:
         self._source = parse_source(job["source"])
         self._counters = Counters()
         memory = memory_limit(engine.memory, memory_available())
-        self._budget = arena_budget(memory, engine.block_size, engine.range_size)
+        self._budget = arena_budget(
+            memory, engine.block_size, engine.range_size, engine.connections
+        )
         self._arena = Arena(self._budget)
         workers = engine.workers or min(cores_available(), WORKERS_MAX)
         threads = max(1, -(-engine.connections // workers))

@@ -25,12 +25,13 @@ RESERVE_FRACTION = 4
 
 @dataclass(frozen=True, slots=True)
 class ArenaBudget:
-    """The arena's shape. INVARIANT: 0 < unread_max < slots."""
+    """The arena's shape. INVARIANT: 0 < lead_first <= unread_max < slots."""
 
     slots: int
     block_size: int
     range_blocks: int
     unread_max: int
+    lead_first: int
 
     @property
     def size_bytes(self) -> int:
@@ -49,12 +50,15 @@ def memory_limit(wanted: int | None, available: int) -> int:
     return wanted
 
 
-def arena_budget(memory: int, block_size: int, range_size: int) -> ArenaBudget:
+def arena_budget(memory: int, block_size: int, range_size: int, connections: int) -> ArenaBudget:
     """Share out `memory`: the arena takes all of it, prefetch up to three quarters of the slots.
 
-    A range is at most an eighth of the arena, so that a small one still has several in flight.
+    A range is at most an eighth of the arena, so that a small one still has several in flight. What
+    may be in flight or unread at first is one range for each connection: with less some of them
+    stand idle, and more only touches more memory, unless the reader comes in bursts.
     """
     slots = max(2, memory // block_size)
     range_blocks = max(1, min(range_size // block_size, slots // 8))
     unread_max = max(1, slots - max(1, slots // RESERVE_FRACTION))
-    return ArenaBudget(slots, block_size, range_blocks, unread_max)
+    lead_first = max(1, min(unread_max, connections * range_blocks))
+    return ArenaBudget(slots, block_size, range_blocks, unread_max, lead_first)

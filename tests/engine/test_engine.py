@@ -239,7 +239,7 @@ async def test_reading_a_header_does_not_start_the_shard(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     """A look at the head of a shard costs the head; a touch behind it brings the whole file."""
-    async with open_engine(slots=512) as engine:
+    async with open_engine(slots=512, capacity=16) as engine:
         engine.bucket.put("m.safetensors", 100 * BLOCK)
         file = engine.open("m.safetensors")
         file.inspected, file.data_start = True, 100

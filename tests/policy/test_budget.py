@@ -28,9 +28,9 @@ def test_what_the_user_says_counts_down_to_a_floor() -> None:
 @given(st.integers(MEMORY_MIN, 64 * GIB), st.sampled_from([256 * 1024, MIB, 4 * MIB, 16 * MIB]))
 def test_the_arena_never_exceeds_the_limit(memory: int, block_size: int) -> None:
     """Slots times block size stay within the limit as long as two blocks fit."""
-    budget = arena_budget(memory, block_size, 8 * MIB)
+    budget = arena_budget(memory, block_size, 8 * MIB, 32)
     assert budget.size_bytes <= max(memory, 2 * block_size)
-    assert 0 < budget.unread_max < budget.slots
+    assert 0 < budget.lead_first <= budget.unread_max < budget.slots
     assert 1 <= budget.range_blocks <= max(1, budget.slots // 8)
 
 
