@@ -75,7 +75,7 @@ class Status:
                 "block_bytes": budget.block_size,
                 **self._slots.statistics(),
             },
-            "memory_limit_bytes": budget.size_bytes,
+            "memory_limit_bytes": budget.limit,
             "kernel": as_status(self.knobs),
             "warnings": list(self._warnings.lines),
         }

@@ -37,16 +37,17 @@ from fusefs.mount.kernel import find_mount
 from fusefs.mount.operations import Operations
 from fusefs.mount.tuning import tune
 from fusefs.objects import ObjectMeta
-from fusefs.policy.budget import arena_budget, memory_limit
+from fusefs.policy.budget import (
+    WORKERS_INCLUDED,
+    arena_budget,
+    memory_limit,
+)
 from fusefs.store.source import parse_source
 from fusefs.telemetry.counters import Counters
 from fusefs.telemetry.log import RecentWarnings, configure_log
 from fusefs.tree.tree import Tree
 
 log = logging.getLogger("fusefs.daemon")
-
-WORKERS_MAX = 8
-"""One worker moves about 2.5 GB/s of plain HTTP per core it gets; eight carry 100 Gbit/s."""
 
 TASKS_MARGIN = 64
 """FUSE tasks beyond `max_background`: look-ups and page faults find one while READs wait."""
@@ -64,12 +65,12 @@ class Daemon:
         engine = config.engine
         self._source = parse_source(job["source"])
         self._counters = Counters()
-        memory = memory_limit(engine.memory, memory_available())
+        workers = engine.workers or min(cores_available(), WORKERS_INCLUDED)
+        limit = memory_limit(engine.memory, memory_available())
         self._budget = arena_budget(
-            memory, engine.block_size, engine.range_size, engine.connections
+            limit, workers, engine.block_size, engine.range_size, engine.connections
         )
         self._arena = Arena(self._budget)
-        workers = engine.workers or min(cores_available(), WORKERS_MAX)
         threads = max(1, -(-engine.connections // workers))
         self._pool = Pool(workers, threads, self._counters)
         self._files = FileTable(self._budget.block_size, self._budget.range_blocks)

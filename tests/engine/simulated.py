@@ -161,7 +161,7 @@ async def open_engine(
     slots: int = 64, capacity: int = 8, deadline_s: float = 60.0, head_bytes: int = 4 * BLOCK
 ) -> AsyncIterator[Engine]:
     """An engine with blocks of 4 KiB, running until the end of the `async with`."""
-    budget = arena_budget(slots * BLOCK, BLOCK, RANGE, capacity)
+    budget = arena_budget(slots * BLOCK, 1, BLOCK, RANGE, capacity)
     arena = Arena(budget)
     counters = Counters()
     bucket = SimulatedBucket()

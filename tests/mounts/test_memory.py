@@ -14,7 +14,7 @@ MIB = 1 << 20
 CONSTANT_MIB = 150
 
 
-@pytest.mark.parametrize(("limit_mib", "workers"), [(16, 2), (64, 2), (128, 4)])
+@pytest.mark.parametrize(("limit_mib", "workers"), [(16, 2), (64, 2), (128, 8)])
 def test_memory_stays_within_the_limit(
     weed: Weed, bucket: str, limit_mib: int, workers: int
 ) -> None:

@@ -25,10 +25,18 @@ def test_what_the_user_says_counts_down_to_a_floor() -> None:
         memory_limit(MEMORY_MIN - 1, GIB)
 
 
+def test_many_workers_take_their_memory_from_the_arena() -> None:
+    """Up to four workers are free; more shrink the arena, or are refused with a sentence."""
+    assert arena_budget(64 * MIB, 4, MIB, 8 * MIB, 32).size_bytes == 64 * MIB
+    assert arena_budget(128 * MIB, 8, MIB, 8 * MIB, 32).size_bytes == 48 * MIB
+    with pytest.raises(ConfigError, match="raise memory to at least 96 MiB"):
+        arena_budget(64 * MIB, 8, MIB, 8 * MIB, 32)
+
+
 @given(st.integers(MEMORY_MIN, 64 * GIB), st.sampled_from([256 * 1024, MIB, 4 * MIB, 16 * MIB]))
 def test_the_arena_never_exceeds_the_limit(memory: int, block_size: int) -> None:
     """Slots times block size stay within the limit as long as two blocks fit."""
-    budget = arena_budget(memory, block_size, 8 * MIB, 32)
+    budget = arena_budget(memory, 2, block_size, 8 * MIB, 32)
     assert budget.size_bytes <= max(memory, 2 * block_size)
     assert 0 < budget.lead_first <= budget.unread_max < budget.slots
     assert 1 <= budget.range_blocks <= max(1, budget.slots // 8)
