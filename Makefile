@@ -51,4 +51,5 @@ bench: .venv/.made-bench ## measure against other mounts (ARGS="…" for its opt
 
 .venv/.made-bench: .venv/.made-test
 	@sh .ci/setup.sh bench $(PYTHON)
+	@$(PIP) --editable '.[bench]'
 	@touch $@

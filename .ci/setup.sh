@@ -31,9 +31,11 @@ case $group in
         need "gcc libc6-dev" command -v gcc
         need "python3-dev" c_header
         ;;
-    test) need "nginx-light libnginx-mod-http-lua" nginx_lua ;;
+    test)
+        need "nginx-light libnginx-mod-http-lua" nginx_lua
+        need "openssl" command -v openssl # makes the certificate of the TLS tests
+        ;;
     bench)
-        need "rclone" command -v rclone
         need "s3fs" command -v s3fs
         ;;
     *)

@@ -163,6 +163,8 @@ def _upload(weed: Weed, model: Model) -> None:
     client.create_bucket(Bucket=BUCKET)
     for path in model.files:
         client.upload_file(str(path), BUCKET, f"{PREFIX}/{path.name}")
+    # The disk writes the server's copy now, not under the first load.
+    subprocess.run(["sync", "--file-system", str(weed.directory)], check=True)
 
 
 def _load(
