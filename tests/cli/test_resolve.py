@@ -187,4 +187,6 @@ def test_an_unknown_flag_setting_is_refused_by_name(tmp_path: Path) -> None:
 def test_ranges_are_whole_blocks(tmp_path: Path) -> None:
     """A range that is no multiple of the block is refused, whichever of the two was set."""
     with pytest.raises(ConfigError, match=r"engine\.range_size must be a multiple"):
-        _resolve(tmp_path, ("--set", "engine.range_size", "3M"), ("--set", "engine.block_size", "2M"))
+        _resolve(
+            tmp_path, ("--set", "engine.range_size", "3M"), ("--set", "engine.block_size", "2M")
+        )
