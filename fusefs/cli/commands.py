@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 import fusefs
 from fusefs.cli.options import Override, parse_options
-from fusefs.cli.preflight import check_fuse, check_mountpoint, resolve_mountpoint
+from fusefs.cli.preflight import check_apart, check_fuse, check_mountpoint, resolve_mountpoint
 from fusefs.cli.report import listing_lines, listing_rows, printable, status_lines
 from fusefs.cli.resolve import resolve_config
 from fusefs.cli.start import StartFailed, mount_in_background, mount_in_front
@@ -201,6 +201,7 @@ def _checked_job(arguments: argparse.Namespace) -> dict[str, Any]:
     config = _config(arguments)
     mountpoint = resolve_mountpoint(arguments.mountpoint)
     check_mountpoint(mountpoint)
+    check_apart(source, mountpoint)
     check_fuse(os.geteuid() == 0)
     return {
         "source": source.text,

@@ -11,8 +11,9 @@ import shutil
 from pathlib import Path
 
 from fusefs.client import ask_mount
-from fusefs.errors import AccessDenied, FusefsError, ObjectNotFound
+from fusefs.errors import AccessDenied, ConfigError, FusefsError, ObjectNotFound
 from fusefs.mount import kernel
+from fusefs.store.base import Source
 
 FUSE_DEVICE = Path("/dev/fuse")
 
@@ -60,6 +61,14 @@ def check_mountpoint(mountpoint: str) -> None:
         ) from error
     if occupied:
         raise FusefsError(f"the mountpoint {mountpoint} is not empty: a mount would hide its files")
+
+
+def check_apart(source: Source, mountpoint: str) -> None:
+    """Raise `ConfigError` for a mount inside its own source: listing would walk into itself."""
+    if source.scheme == "file" and Path(mountpoint).is_relative_to(os.path.realpath(source.bucket)):
+        raise ConfigError(
+            f"the mountpoint {mountpoint} lies inside the source {source.text}: mount it elsewhere"
+        )
 
 
 def _already_mounted(row: kernel.MountRow) -> str:

@@ -66,6 +66,14 @@ def test_wrong_usage_exits_2_with_one_sentence(
     assert "hunter2" not in ended.stderr
 
 
+def test_a_mount_inside_its_own_source_is_refused(tmp_path: Path) -> None:
+    """Listing such a source would walk into the mount that lists it."""
+    (tmp_path / "inside").mkdir()
+    ended = run_fusefs("mount", f"file://{tmp_path}", tmp_path / "inside")
+    assert ended.status == 2
+    assert "lies inside the source" in ended.sentence
+
+
 @pytest.mark.parametrize("arguments", [[], ["mount"], ["mount", "s3://b"], ["dance"], ["umount"]])
 def test_missing_arguments_exit_2_with_one_sentence(arguments: list[str]) -> None:
     """An incomplete command says what is missing, and where to read on."""
