@@ -98,7 +98,7 @@ def _collect(child: subprocess.Popen[bytes], until: float) -> Answer:
 def process_ids(stats: dict[str, Any]) -> list[int]:
     """All processes of a mount, from its statistics."""
     pids = stats.get("pids", {})
-    single = [pids.get(name) for name in ("keeper", "daemon", "spawner")]
+    single = [pids.get(name) for name in ("keeper", "daemon", "spawner", "pusher")]
     return [pid for pid in [*single, *pids.get("workers", [])] if isinstance(pid, int) and pid > 0]
 
 

@@ -229,6 +229,10 @@ class KernelConfig:
         128, _count(1, 65535), "requests the kernel keeps under way",
         "its own 12 are fewer than four readers with 4 MiB of readahead make",
     )  # fmt: skip
+    push: bool = _setting(
+        True, _FLAG, "put fetched pages into the page cache before they are asked for",
+        "saves a request and its wait for each of them; memory limits are heeded",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,6 +87,7 @@ def _status_rows(stats: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if number("workers_replaced"):
         yield "replaced", f"{number('workers_replaced')} workers that died"
     yield "arena", _arena(stats.get("arena", {}))
+    yield "page cache", _page_cache(stats.get("page_cache", {}))
     knobs = stats.get("kernel", {})
     for position, name in enumerate(sorted(knobs, reverse=True)):
         yield "" if position else "kernel", _knob(name, knobs[name])
@@ -95,7 +96,8 @@ def _status_rows(stats: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _processes(pids: dict[str, Any]) -> str:
-    parts = [f"{name} {pids[name]}" for name in ("keeper", "daemon", "spawner") if pids.get(name)]
+    singles = ("keeper", "daemon", "spawner", "pusher")
+    parts = [f"{name} {pids[name]}" for name in singles if pids.get(name)]
     workers = " ".join(map(str, pids.get("workers", [])))
     return ", ".join([*parts, f"workers {workers}" if workers else "no workers"])
 
@@ -106,6 +108,15 @@ def _arena(arena: dict[str, Any]) -> str:
         f" {show_bytes(arena.get('block_bytes', 0))}: {arena.get('free', 0)} free,"
         f" {arena.get('fetching', 0)} fetching, {arena.get('ready', 0)} ready"
         f" ({arena.get('unread', 0)} unread)"
+    )
+
+
+def _page_cache(pages: dict[str, Any]) -> str:
+    if pages.get("refused"):
+        return f"nothing is pushed: {pages['refused']}"
+    return (
+        f"{show_bytes(pages.get('ahead_bytes', 0))} pushed ahead of readers,"
+        f" room for {show_bytes(pages.get('room_bytes', 0))}"
     )
 
 

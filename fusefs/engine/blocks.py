@@ -13,6 +13,7 @@ from fusefs.errors import FusefsError
 from fusefs.objects import Extent, ObjectMeta
 from fusefs.policy.extents import extent_of
 from fusefs.policy.plan import FilePlan
+from fusefs.policy.pushed import PushedPages
 from fusefs.policy.slots import Rank
 
 PARTLY_READ_IDLE_S = 2.0
@@ -33,12 +34,13 @@ class Block:
     """One aligned piece of a file, on its way or in the arena.
 
     The mutable state of Block is all of it. INVARIANT: READY is assigned once, after the last byte
-    landed; `slot` is valid in FETCHING and READY; a block with waiters keeps its slot.
+    landed; `slot` is valid in FETCHING and READY; a block with waiters, or one that is being pushed
+    into the page cache, keeps its slot.
     """
 
     __slots__ = (
-        "_arrived", "error", "file", "index", "served", "slot", "state", "touched_s", "unread",
-        "waiters",
+        "_arrived", "error", "file", "index", "pushing", "served", "slot", "state", "touched_s",
+        "unread", "waiters",
     )  # fmt: skip
 
     def __init__(self, file: File, index: int) -> None:
@@ -50,6 +52,7 @@ class Block:
         self.served = 0
         self.touched_s = 0.0
         self.unread = False
+        self.pushing = False
         self.error: FusefsError | None = None
         self._arrived: trio.Event | None = None
 
@@ -76,7 +79,7 @@ class Block:
 
     def rank(self, now_s: float) -> Rank:
         """What taking this block's slot costs."""
-        if self.state is not State.READY or self.waiters:
+        if self.state is not State.READY or self.waiters or self.pushing:
             return Rank.PINNED
         if self.served >= self.extent.size:
             return Rank.IDLE if self.file.direct_opens else Rank.FREE
@@ -97,7 +100,7 @@ class File:
 
     __slots__ = (
         "blocks", "changed", "data_start", "direct_opens", "inode", "inspected", "meta", "opens",
-        "plan", "started", "touched_block",
+        "plan", "pushed", "started", "touched_block",
     )  # fmt: skip
 
     def __init__(self, meta: ObjectMeta, plan: FilePlan) -> None:
@@ -112,6 +115,7 @@ class File:
         self.started = False
         self.data_start: int | None = None
         self.touched_block: int | None = None
+        self.pushed: PushedPages | None = None
 
     def has(self, index: int) -> bool:
         """Whether this block is wanted, on its way or there."""
@@ -155,6 +159,9 @@ class FileTable:
         """Forget a file that is neither open nor has blocks."""
         if file.opens <= 0 and not file.blocks:
             self._files.pop((file.meta.id.key, file.meta.id.etag), None)
+            if file.pushed is not None:
+                file.pushed.release()
+                file.pushed = None
 
     def __len__(self) -> int:
         return len(self._files)

@@ -118,12 +118,14 @@ class Fetcher:
         workers: Workers,
         counters: Counters,
         on_changed: Callable[[File], None],
+        on_landed: Callable[[list[Block]], None],
     ) -> None:
         self._budget = budget
         self._slots = slots
         self._workers = workers
         self._counters = counters
         self._on_changed = on_changed
+        self._on_landed = on_landed
         self._runs: dict[int, _Run] = {}
         self._demand: deque[tuple[Block, _Tries]] = deque()
         self._retries: list[tuple[float, int, list[Block], _Tries]] = []
@@ -248,11 +250,14 @@ class Fetcher:
 
     def _land(self, run: _Run, landed: int) -> None:
         now = trio.current_time()
-        for block in run.blocks[run.landed : landed]:
+        blocks = run.blocks[run.landed : landed]
+        for block in blocks:
             self._counters.bytes_fetched += block.extent.size
             block.touched_s = now
             block.settle(State.READY)
         run.landed = max(run.landed, landed)
+        if blocks:
+            self._on_landed(blocks)
 
     def _failed(self, run: _Run, error: FusefsError) -> None:
         """Retry what may succeed later, fail the rest. The worker has stopped writing."""

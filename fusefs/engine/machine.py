@@ -1,4 +1,4 @@
-"""What this machine, or this container, gives us: memory and cores.
+"""What this machine, or this container, gives us: memory and cores; and our names in its lists.
 
 Reads /proc and /sys, decides nothing.
 """
@@ -9,12 +9,30 @@ import os
 from pathlib import Path
 
 
+def name_process(name: str) -> None:
+    """Show as `name` (at most 15 bytes) in ps and top, where all of us would be "python"."""
+    Path("/proc/self/comm").write_text(name)
+
+
 def memory_available(root: Path = Path("/")) -> int:
     """Bytes this process may use at most: the tightest memory cgroup above it, or the machine."""
-    limits = [_machine_memory(root)]
+    limits = [_meminfo(root, "MemTotal")]
     for directory, file in _memory_cgroups(root):
-        limits.extend(_limits_upwards(directory, file))
+        limits.extend(limit for _, limit in _limits_upwards(directory, file))
     return min(limits)
+
+
+def page_cache_room(root: Path = Path("/")) -> int:
+    """How many bytes of pages may lie unread in the page cache: half of what it could hold.
+
+    Half, because pages that were read stay until they are the oldest. What it could hold is what
+    the machine calls available and, in every memory cgroup above us, the limit without the memory
+    that cannot be dropped: pushed pages are billed to whoever pushes.
+    """
+    rooms = [_meminfo(root, "MemAvailable")]
+    for directory, file in _memory_cgroups(root):
+        rooms.extend(_rooms_upwards(directory, file))
+    return max(0, min(rooms) // 2)
 
 
 def cores_available() -> int:
@@ -22,11 +40,11 @@ def cores_available() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _machine_memory(root: Path) -> int:
+def _meminfo(root: Path, name: str) -> int:
     for line in (root / "proc/meminfo").read_text().splitlines():
-        if line.startswith("MemTotal:"):
+        if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
-    raise OSError("/proc/meminfo has no MemTotal line")
+    raise OSError(f"/proc/meminfo has no {name} line")
 
 
 def _memory_cgroups(root: Path) -> list[tuple[Path, str]]:
@@ -42,8 +60,27 @@ def _memory_cgroups(root: Path) -> list[tuple[Path, str]]:
     return found
 
 
-def _limits_upwards(directory: Path, file: str) -> list[int]:
-    """Limits from `directory` up to the hierarchy's root; "max" and unreadable levels have none.
+_KEPT = frozenset({"anon", "shmem", "slab_unreclaimable", "kernel_stack", "pagetables", "sock"})
+"""Of memory.stat (v2): what cannot be dropped to make room for pages."""
+
+_KEPT_V1 = frozenset({"total_rss", "total_shmem"})
+
+
+def _rooms_upwards(directory: Path, file: str) -> list[int]:
+    """What each limit above us leaves for pages."""
+    rooms = []
+    for level, limit in _limits_upwards(directory, file):
+        kept = 0
+        for line in (level / "memory.stat").read_text().splitlines():
+            name, _, size = line.partition(" ")
+            if name in (_KEPT if file == "memory.max" else _KEPT_V1):
+                kept += int(size)
+        rooms.append(limit - kept)
+    return rooms
+
+
+def _limits_upwards(directory: Path, file: str) -> list[tuple[Path, int]]:
+    """Levels and limits from `directory` up to the root; "max" and unreadable levels have none.
 
     Inside a container the path in /proc/self/cgroup may not exist below /sys/fs/cgroup: then the
     levels that do exist count.
@@ -55,7 +92,7 @@ def _limits_upwards(directory: Path, file: str) -> list[int]:
         except OSError:
             text = "max"
         if text.isdigit():
-            limits.append(int(text))
+            limits.append((directory, int(text)))
         if directory.name == "cgroup" or (file != "memory.max" and directory.name == "memory"):
             break
         directory = directory.parent

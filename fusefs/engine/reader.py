@@ -11,6 +11,7 @@ import trio
 from fusefs.engine.arena import Arena
 from fusefs.engine.blocks import Block, File, State
 from fusefs.engine.fetcher import Fetcher, Found
+from fusefs.engine.pagecache import PageCache
 from fusefs.engine.prefetcher import Prefetcher
 from fusefs.engine.slots import Slots
 from fusefs.errors import FusefsError, StoreTimeout
@@ -36,6 +37,7 @@ class Reader:
         fetcher: Fetcher,
         prefetcher: Prefetcher,
         counters: Counters,
+        pagecache: PageCache,
         deadline_s: float,
     ) -> None:
         self._arena = arena
@@ -43,6 +45,7 @@ class Reader:
         self._fetcher = fetcher
         self._prefetcher = prefetcher
         self._counters = counters
+        self._pagecache = pagecache
         self._deadline_s = deadline_s
         self._waiting = trio.CapacityLimiter(max(1, arena.budget.slots // PINNED_FRACTION))
 
@@ -65,8 +68,13 @@ class Reader:
         self._counters.bytes_read += extent.size
         return reply
 
-    async def _view(self, file: File, extent: Extent) -> memoryview:
+    async def _view(self, file: File, extent: Extent) -> memoryview | bytes:
         indices = blocks_of(extent, self._arena.block_size)
+        milestone = self._pagecache.reading(file, extent, indices)
+        if milestone is not None:
+            self._prefetcher.accessed(file, extent, range(indices.start, indices.start))
+            self._counters.hits += 1
+            return milestone
         self._prefetcher.accessed(file, extent, indices)
         blocks = file.blocks
         if all(i in blocks and blocks[i].state is State.READY for i in indices):

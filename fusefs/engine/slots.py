@@ -105,6 +105,14 @@ class Slots:
         if block.served >= block.extent.size:
             block.file.plan.mark_consumed(block.index)
 
+    def pushed(self, block: Block) -> None:
+        """A READY block lies in the kernel's page cache: like one that was read to its end."""
+        if block.unread:
+            block.unread = False
+            self._unread -= 1
+        block.served = block.extent.size
+        block.file.plan.mark_consumed(block.index)
+
     def may_prefetch(self) -> bool:
         """Whether a full range fits the lead: topping it up block by block costs requests."""
         room = self._lead - self._budget.range_blocks

@@ -20,6 +20,7 @@ import sys
 
 from fusefs.config import Config, config_from_json_dict
 from fusefs.engine import jobs
+from fusefs.engine.machine import name_process
 from fusefs.engine.worker import Worker
 from fusefs.errors import FusefsError, to_wire
 from fusefs.store.base import Source
@@ -30,6 +31,7 @@ from fusefs.telemetry.log import configure_log
 def main(control_fd: int, arena_fd: int, job_fd: int) -> int:
     """Serve fork requests until the daemon closes the control socket."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the keeper's to act on
+    name_process("fusefs-spawner")
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children are reaped by the kernel
     control = socket.socket(fileno=control_fd)
     with os.fdopen(job_fd) as file:
@@ -61,6 +63,7 @@ def _serve(control: socket.socket, arena_fd: int, source: Source, config: Config
         if pid == 0:
             control.close()
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            name_process("fusefs-fetch")
             _work(channel, arena_fd, threads, source, config)
         channel.close()
         control.send(jobs.encode({"pid": pid}))

@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
 from typing import Any
 
 import fusefs
+from fusefs.engine.pagecache import PageCache
 from fusefs.engine.pool import Pool
 from fusefs.engine.slots import Slots
 from fusefs.mount.tuning import Knob, as_status
@@ -38,18 +38,18 @@ class Status:
         budget: ArenaBudget,
         pool: Pool,
         slots: Slots,
+        pagecache: PageCache,
         counters: Counters,
         warnings: RecentWarnings,
-        now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._job = job
         self._budget = budget
         self._pool = pool
         self._slots = slots
+        self._pagecache = pagecache
         self._counters = counters
         self._warnings = warnings
-        self._now = now
-        self._started = now()
+        self._started = time.monotonic()
         self.started_ns = time.time_ns()
         self._keeper_pid = os.getppid()
         self.knobs: dict[str, Knob] = {}
@@ -62,12 +62,13 @@ class Status:
             "version": fusefs.__version__,
             "source": self._job["source"],
             "mountpoint": self._job["mountpoint"],
-            "uptime_s": round(self._now() - self._started, 3),
+            "uptime_s": round(time.monotonic() - self._started, 3),
             "pids": {
                 "keeper": self._keeper_pid,
                 "daemon": os.getpid(),
                 "spawner": self._pool.spawner_pid,
                 "workers": self._pool.pids,
+                "pusher": self._pagecache.pid,
             },
             "counters": self._counters.snapshot(),
             "arena": {
@@ -76,6 +77,7 @@ class Status:
                 **self._slots.statistics(),
             },
             "memory_limit_bytes": budget.limit,
+            "page_cache": self._pagecache.statistics(),
             "kernel": as_status(self.knobs),
             "warnings": list(self._warnings.lines),
         }

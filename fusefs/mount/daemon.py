@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pyfuse3
@@ -23,10 +24,16 @@ import trio
 from fusefs.config import Config, config_from_json_dict
 from fusefs.engine import jobs
 from fusefs.engine.arena import Arena
-from fusefs.engine.blocks import File, FileTable
+from fusefs.engine.blocks import Block, File, FileTable
 from fusefs.engine.fetcher import Fetcher
 from fusefs.engine.guide import Guide, Names
-from fusefs.engine.machine import cores_available, memory_available
+from fusefs.engine.machine import (
+    cores_available,
+    memory_available,
+    name_process,
+    page_cache_room,
+)
+from fusefs.engine.pagecache import PageCache, start_pusher
 from fusefs.engine.pool import Pool
 from fusefs.engine.prefetcher import Prefetcher
 from fusefs.engine.reader import Reader
@@ -35,7 +42,7 @@ from fusefs.errors import ConfigError, FusefsError
 from fusefs.mount.control import Status
 from fusefs.mount.kernel import find_mount
 from fusefs.mount.operations import Operations
-from fusefs.mount.tuning import tune
+from fusefs.mount.tuning import may_abort, tune
 from fusefs.objects import ObjectMeta
 from fusefs.policy.budget import (
     WORKERS_INCLUDED,
@@ -51,6 +58,10 @@ log = logging.getLogger("fusefs.daemon")
 
 TASKS_MARGIN = 64
 """FUSE tasks beyond `max_background`: look-ups and page faults find one while READs wait."""
+
+
+PUSHERS = 2
+"""Threads that push: one writes 3 GiB/s, and one may have to wait for a READ."""
 
 
 class Daemon:
@@ -76,7 +87,20 @@ class Daemon:
         self._files = FileTable(self._budget.block_size, self._budget.range_blocks)
         self._slots = Slots(self._budget, self._files, self._counters)
         self._fetcher = Fetcher(
-            self._budget, self._slots, self._pool, self._counters, self._object_changed
+            self._budget,
+            self._slots,
+            self._pool,
+            self._counters,
+            self._object_changed,
+            self._landed,
+        )
+        self._pagecache = PageCache(
+            self._arena,
+            self._slots,
+            self._counters,
+            lambda file: self._tree.find(file.meta.id),
+            page_cache_room,
+            self._fetcher.wake,
         )
         self._prefetcher = Prefetcher(
             self._files, config.kernel.read_ahead_kb * 1024, self._fetcher.wake
@@ -85,7 +109,9 @@ class Daemon:
         self._tree = Tree(
             self._names, self._source.prefix, config.tree, self._counters, trio.current_time
         )
-        self._status = Status(job, self._budget, self._pool, self._slots, self._counters, recent)
+        self._status = Status(
+            job, self._budget, self._pool, self._slots, self._pagecache, self._counters, recent
+        )
         self._guide = Guide(self._pool, self._fetcher, self._arena, self._siblings, self._counters)
 
     async def run(self, keeper: trio.socket.SocketType, job_fd: int) -> None:
@@ -121,6 +147,7 @@ class Daemon:
             self._fetcher,
             self._prefetcher,
             self._counters,
+            self._pagecache,
             self._config.engine.read_deadline_s,
         )
         operations = Operations(
@@ -140,6 +167,9 @@ class Daemon:
                 nursery.start_soon(self._fetcher.run, self._prefetcher.next_run)
                 nursery.start_soon(self._prefetcher.run, self._guide)
                 nursery.start_soon(_end_on_sigterm)
+                if self._config.kernel.push:
+                    start = partial(start_pusher, fuse_fd, self._arena.fd, PUSHERS)
+                    nursery.start_soon(self._pagecache.run, start)
                 await keeper.send(jobs.encode({"serving": True}))
                 max_tasks = self._config.kernel.max_background + TASKS_MARGIN
                 await pyfuse3.main(max_tasks=max_tasks)
@@ -152,6 +182,17 @@ class Daemon:
         row = find_mount(self._mountpoint)
         if row is not None:
             self._status.knobs = tune(self._config.kernel, row.device)
+            self._pagecache.allow(self._why_not_push(row.device))
+
+    def _why_not_push(self, device: str) -> str | None:
+        if not self._config.kernel.push:
+            return "kernel.push is off"
+        if not may_abort(device):
+            return "/sys/fs/fuse/connections is not writable: mount fusectl there"
+        return None
+
+    def _landed(self, blocks: list[Block]) -> None:
+        self._pagecache.landed(blocks)
 
     def _object_changed(self, file: File) -> None:
         self._tree.mark_stale(file.meta.id)
@@ -183,6 +224,7 @@ async def _receive_fd(keeper: trio.socket.SocketType) -> int | None:
 def main(channel_fd: int, job_fd: int) -> int:
     """Serve one mount; exit status 0 once it was unmounted."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the keeper's to act on
+    name_process("fusefs-daemon")
     channel = socket.socket(fileno=channel_fd)
     with open(job_fd, closefd=False) as file:
         file.seek(0)

@@ -18,6 +18,7 @@ import sys
 import time
 from typing import Any
 
+from fusefs.engine.machine import name_process
 from fusefs.errors import FusefsError
 from fusefs.mount import kernel
 
@@ -93,20 +94,32 @@ class Keeper:
 
     def stop(self) -> None:
         """Unmount, let the daemon end, and abort what does not end by itself. Idempotent."""
+        if self._daemon is not None and self._daemon.poll() is not None:
+            self._abort()
         if self._device is not None and self._is_mounted():
             try:
                 kernel.unmount(self._mountpoint)
             except OSError:
                 self._unmount_lazily()
         if self._daemon is not None and not self._ended(GRACE_S if self._device else 0.0):
-            if self._device is not None:
-                kernel.abort_connection(self._device)
             self._daemon.kill()
             self._daemon.wait()
+        self._abort()
         if self._fuse_fd is not None:
             os.close(self._fuse_fd)
             self._fuse_fd = None
         self._device = None
+
+    def _abort(self) -> None:
+        """End the connection if it is still there.
+
+        A killed daemon leaves READs behind that hold pages locked, and a push that waits for such a
+        page holds the connection: nothing but this ends both.
+        """
+        if self._device is None or self._fuse_fd is None:
+            return
+        if kernel.is_connected(self._fuse_fd):  # else the number may be another mount's by now
+            kernel.abort_connection(self._device)
 
     def _unmount_lazily(self) -> None:
         try:
@@ -199,6 +212,7 @@ def main(job_fd: int, report_fd: int) -> int:
     with open(job_fd, closefd=False) as file:
         file.seek(0)
         job = json.load(file)
+    name_process("fusefs-keeper")
     keeper = Keeper(job, job_fd)
     keeper.watch_signals()
     try:

@@ -10,6 +10,7 @@ import ctypes
 import errno
 import os
 import re
+import select
 import socket
 import subprocess
 from dataclasses import dataclass
@@ -159,6 +160,13 @@ def unmount(mountpoint: str, lazy: bool = False) -> None:
         said = done.stderr.decode(errors="replace").strip()
         number = errno.EBUSY if "busy" in said else errno.EPERM
         raise OSError(number, said or f"fusermount3 failed ({done.returncode})")
+
+
+def is_connected(fuse_fd: int) -> bool:
+    """Whether the mount behind this descriptor still lives: neither unmounted nor aborted."""
+    poll = select.poll()
+    poll.register(fuse_fd, 0)
+    return not any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def abort_connection(device: str) -> None:

@@ -8,6 +8,7 @@ after FUSE_INIT (its reply resets the first) and before files are opened (each c
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,11 @@ def tune(config: KernelConfig, device: str, sys: Path = Path("/sys")) -> dict[st
                 name, knob.actual, knob.wanted, knob.why,
             )  # fmt: skip
     return knobs
+
+
+def may_abort(device: str, sys: Path = Path("/sys")) -> bool:
+    """Whether the keeper could end this connection if it locked up."""
+    return os.access(sys / "fs/fuse/connections" / device.partition(":")[2] / "abort", os.W_OK)
 
 
 def as_status(knobs: dict[str, Knob]) -> dict[str, Any]:

@@ -19,6 +19,10 @@ class Counters:
     """Bytes handed to the kernel in READ replies."""
     bytes_pushed: int = 0
     """Bytes pushed into the page cache without a READ."""
+    pushed_pages_lost_bytes: int = 0
+    """Bytes pushed that were asked for again, since the kernel had let go of them."""
+    pushes_failed: int = 0
+    """Pushes that the kernel refused; reads serve those bytes."""
     prefetch_wasted_bytes: int = 0
     """Bytes prefetched and given up before anything read them."""
     requests: int = 0

@@ -144,6 +144,16 @@ class Inodes:
         entry.opens -= 1
         self._drop_unused(entry)
 
+    def find(self, id: ObjectId) -> int | None:
+        """The inode by which the kernel knows this version, or None if it does not."""
+        for number in _numbers("file", id.key, id.etag):
+            live = self._live.get(number)
+            if live is None:
+                return None
+            if live.meta is not None and live.meta.id == id:
+                return number
+        raise AssertionError("unreachable: the numbers never end")
+
     def mark_stale(self, id: ObjectId) -> None:
         """Note that the store no longer holds this version; nothing happens if it is not live."""
         for number in _numbers("file", id.key, id.etag):

@@ -145,6 +145,10 @@ class Tree:
         listing = self._listings.known(prefix_of(entry.key))
         return listing.entries if listing is not None and listing.complete else None
 
+    def find(self, id: ObjectId) -> int | None:
+        """The inode by which the kernel knows this version, or None if it does not."""
+        return self._inodes.find(id)
+
     def mark_stale(self, id: ObjectId) -> None:
         """A fetch saw another version in the store: the next lookup asks the store again."""
         self._inodes.mark_stale(id)

@@ -21,7 +21,7 @@ STATS = {
     "source": "s3://models/llama/",
     "version": "0.1.0",
     "uptime_s": 3723.4,
-    "pids": {"keeper": 10, "daemon": 11, "spawner": 12, "workers": [13, 14]},
+    "pids": {"keeper": 10, "daemon": 11, "spawner": 12, "workers": [13, 14], "pusher": 15},
     "counters": {
         "bytes_fetched": 3 << 30,
         "bytes_read": 1536,
@@ -32,6 +32,7 @@ STATS = {
         "workers_replaced": 1,
     },
     "arena": {"size_bytes": 2 << 30, "block_bytes": 1 << 20, "free": 2000, "ready": 48},
+    "page_cache": {"ahead_bytes": 64 << 20, "room_bytes": 3 << 30, "refused": None},
     "kernel": {
         "read_ahead_kb": {"wanted": 4096, "actual": 128, "set": False, "why": "permission denied"},
         "max_background": {"wanted": 128, "actual": 128, "set": True, "why": None},
@@ -46,13 +47,14 @@ def test_a_status_reads_well() -> None:
         "/mnt/models",
         "  source      s3://models/llama/",
         "  uptime      1 h 2 min, fusefs 0.1.0",
-        "  processes   keeper 10, daemon 11, spawner 12, workers 13 14",
+        "  processes   keeper 10, daemon 11, spawner 12, pusher 15, workers 13 14",
         "  bytes       3.0 GiB fetched, 1.5 KiB read, 0 B pushed, 0 B fetched in vain",
         "  requests    7: 0 for bytes, 2 for listings, 0 for names; 0 retried, 0 failed",
         "  reads       9: 5 hits, 0 joins, 0 misses, 0 errors",
         "  names       0 answered without a request, 0 hidden",
         "  replaced    1 workers that died",
         "  arena       2.0 GiB in blocks of 1.0 MiB: 2000 free, 0 fetching, 48 ready (0 unread)",
+        "  page cache  64.0 MiB pushed ahead of readers, room for 3.0 GiB",
         "  kernel      read_ahead_kb 128 instead of 4096: not set, permission denied",
         "              max_background 128: set",
         "  warnings    warning: slow\\x1b[2J",
@@ -64,6 +66,12 @@ def test_statistics_of_another_version_still_read() -> None:
     lines = list(status_lines("/mnt", {}))
     assert lines[0] == "/mnt"
     assert any("no workers" in line for line in lines)
+
+
+def test_a_mount_that_may_not_push_says_why() -> None:
+    """The reason stands where the figures would."""
+    lines = status_lines("/mnt", {"page_cache": {"refused": "kernel.push is off"}})
+    assert "  page cache  nothing is pushed: kernel.push is off" in lines
 
 
 @given(st.text())

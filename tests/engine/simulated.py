@@ -18,6 +18,7 @@ from fusefs.engine import jobs
 from fusefs.engine.arena import Arena
 from fusefs.engine.blocks import File, FileTable
 from fusefs.engine.fetcher import Fetcher
+from fusefs.engine.pagecache import PageCache
 from fusefs.engine.prefetcher import Prefetcher
 from fusefs.engine.reader import Reader
 from fusefs.engine.slots import Slots
@@ -169,9 +170,10 @@ async def open_engine(
     files = FileTable(BLOCK, budget.range_blocks)
     changed: list[File] = []
     tenants = Slots(budget, files, counters)
-    fetcher = Fetcher(budget, tenants, workers, counters, changed.append)
+    fetcher = Fetcher(budget, tenants, workers, counters, changed.append, lambda blocks: None)
+    pagecache = PageCache(arena, tenants, counters, lambda file: None, lambda: 0, fetcher.wake)
     prefetcher = Prefetcher(files, head_bytes, fetcher.wake)
-    reader = Reader(arena, tenants, fetcher, prefetcher, counters, deadline_s)
+    reader = Reader(arena, tenants, fetcher, prefetcher, counters, pagecache, deadline_s)
     engine = Engine(bucket, workers, files, tenants, fetcher, prefetcher, reader, counters, changed)
     try:
         async with trio.open_nursery() as nursery:
