@@ -67,13 +67,13 @@ class Prefetcher:
         """A READ came in, before it is answered."""
         plan = file.plan
         self._accessed_s = trio.current_time()
-        for index in indices:
-            if plan.consumed[index] and not file.has(index):
-                plan.begin_pass(index)
-                break
         if plan.is_shard and not file.started and self._is_head(file, extent, indices):
+            plan.glance(extent, file.has)
             return
-        plan.access(extent)
+        passes = plan.passes
+        plan.access(extent, file.has)
+        if plan.passes != passes and file.started:
+            self._question(file, is_header=False)  # the shards after it are gone as well
         key = id(file)
         self._active[key] = file
         self._active.move_to_end(key)
@@ -85,6 +85,7 @@ class Prefetcher:
             self._active.pop(id(file), None)
             self._followers.pop(id(file), None)
             file.started = False
+            file.touched_block = None
             file.plan.stop()
 
     def next_run(self) -> tuple[File, int, int] | None:
@@ -171,6 +172,9 @@ class Prefetcher:
             if following.plan.whole:  # somebody got there first
                 self._files.closed(following)
             else:
+                if following.plan.passes < file.plan.passes:
+                    following.plan.begin_pass(0)
+                    following.plan.passes = file.plan.passes
                 following.plan.want_whole(0)
                 self._ahead.append(following)
             return True
@@ -178,7 +182,7 @@ class Prefetcher:
 
     def _is_being_read(self, file: File) -> bool:
         plan = file.plan
-        return plan.consumed_count * NEXT_SHARD_CONSUMED_FRACTION >= plan.blocks or (
+        return plan.consumed.progress * NEXT_SHARD_CONSUMED_FRACTION >= plan.blocks or (
             sum(other.started for other in self._active.values()) > 1
         )
 

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from enum import IntEnum
 
 from fusefs.objects import Extent
-from fusefs.policy.extents import block_count
+from fusefs.policy.consumed import Consumed
+from fusefs.policy.extents import block_count, blocks_of
 from fusefs.policy.streams import Stream, StreamTracker
 
 MIB = 1 << 20
@@ -44,9 +45,10 @@ class Priority(IntEnum):
 class FilePlan:
     """The plan for one file.
 
-    The mutable state of FilePlan is the streams, the consumed map, and where the rest of the file
-    is being fetched. INVARIANT: a run never leaves `[0, blocks)`, never holds a block that `taken`
-    says is there, and never one that was consumed in this pass.
+    The mutable state of FilePlan is the streams, what was consumed, how often the file was begun
+    again, and where the rest of it is being fetched. INVARIANT: a run never leaves `[0, blocks)`,
+    never holds a block that `taken` says is there, and never one that is thought to be in the page
+    cache.
     """
 
     def __init__(self, size: int, block_size: int, range_blocks: int, is_shard: bool) -> None:
@@ -58,17 +60,29 @@ class FilePlan:
         self.streams = StreamTracker(
             STREAM_WINDOW_MAX_BYTES, TENSOR_WINDOW_BYTES if is_shard else 0
         )
-        self.consumed = bytearray(self.blocks)
-        self.consumed_count = 0
+        self.consumed = Consumed(self.blocks)
+        self.passes = 0
         self.whole = False
         self._rest = 0
         self._rest_left = 0
 
-    def access(self, extent: Extent) -> None:
+    def access(self, extent: Extent, taken: Callable[[int], bool]) -> None:
         """A READ for `extent` came in."""
-        self.streams.access(extent)
+        stream = self.streams.access(extent)
         if not self.whole and self.size <= SMALL_FILE_BYTES:
             self.want_whole(0)
+        news = self.consumed.read(blocks_of(extent, self.block_size), taken)
+        if not news:
+            return
+        stream.reread += news
+        if self.consumed.is_pass():
+            self.begin_pass(extent.start // self.block_size)
+        else:
+            self._guess(stream)
+
+    def glance(self, extent: Extent, taken: Callable[[int], bool]) -> None:
+        """A READ for `extent` came in that leads nowhere."""
+        self.consumed.read(blocks_of(extent, self.block_size), taken)
 
     def become_opaque(self) -> None:
         """The header turned out not to be one: plan like for any other file."""
@@ -85,17 +99,16 @@ class FilePlan:
         """Nobody has the file open: want nothing of it."""
         self.streams.streams.clear()
         self.whole = False
+        self.consumed.progress = 0
 
     def mark_consumed(self, block: int) -> None:
-        """The block's last byte has been read: it is not fetched ahead again in this pass."""
-        if not self.consumed[block]:
-            self.consumed[block] = 1
-            self.consumed_count += 1
+        """The block's last byte has been read: it is the page cache's, and not fetched ahead."""
+        self.consumed.mark(block)
 
     def begin_pass(self, block: int) -> None:
-        """A consumed block is wanted again (the page cache let go of it): start over from there."""
-        self.consumed = bytearray(self.blocks)
-        self.consumed_count = 0
+        """The page cache has let go of the file: fetch it once more, from `block` on."""
+        self.consumed.begin_pass()
+        self.passes += 1
         for stream in self.streams.streams:
             stream.frontier = None
         if self.whole:
@@ -118,7 +131,21 @@ class FilePlan:
         return not self.whole or self._rest_left <= 0
 
     def _absent(self, block: int, taken: Callable[[int], bool]) -> bool:
-        return not self.consumed[block] and not taken(block)
+        return block not in self.consumed and not taken(block)
+
+    def _guess(self, stream: Stream) -> None:
+        """Blocks ahead of a reader of consumed ones are gone too, as many as it came for."""
+        reach = min(stream.reread, stream.window_bytes // self.block_size)
+        if stream.direction > 0:
+            here = (stream.stop - 1) // self.block_size
+            ahead = range(here + 1, min(here + 1 + reach, self.blocks))
+        elif stream.direction < 0:
+            here = stream.start // self.block_size
+            ahead = range(here - 1, max(here - 1 - reach, -1), -1)
+        else:
+            return  # one access leads nowhere
+        if self.consumed.guess(ahead):
+            stream.frontier = None
 
     def _stream_run(self, stream: Stream, taken: Callable[[int], bool]) -> tuple[int, int] | None:
         if stream.window_bytes <= 0:

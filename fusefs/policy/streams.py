@@ -32,7 +32,8 @@ class Stream:
     """One run of accesses: its latest hull `[start, stop)` and where it is going.
 
     `direction` is +1, -1, or 0 while only one access was seen. `frontier` is the next block to
-    fetch ahead of it; None makes the plan begin at the hull's edge again.
+    fetch ahead of it; None makes the plan begin at the hull's edge again. `reread` counts blocks
+    it came for although they had been read before.
     """
 
     start: int
@@ -40,6 +41,7 @@ class Stream:
     direction: int
     window_bytes: int
     frontier: int | None = None
+    reread: int = 0
 
 
 class StreamTracker:

@@ -10,6 +10,11 @@ from fusefs.policy.plan import SMALL_FILE_BYTES, FilePlan, Priority
 MIB = 1 << 20
 
 
+def nothing(block: int) -> bool:
+    """No block is here or on its way."""
+    return False
+
+
 def drain(plan: FilePlan, priority: Priority, limit: int = 10_000) -> list[int]:
     """Everything the plan wants at this priority, if every run is started at once."""
     taken: set[int] = set()
@@ -52,7 +57,7 @@ def test_windows_stay_inside_the_file(
     plan = FilePlan(size, MIB, 8, is_shard)
     for offset, length in accesses:
         start = offset % size
-        plan.access(Extent(start, min(size, start + length)))
+        plan.access(Extent(start, min(size, start + length)), nothing)
         wanted = drain(plan, Priority.STREAM)
         assert len(set(wanted)) == len(wanted)
         assert all(0 <= block < plan.blocks for block in wanted)
@@ -61,19 +66,19 @@ def test_windows_stay_inside_the_file(
 def test_a_sequential_reader_of_any_file_gets_a_growing_window() -> None:
     """The second access in a row starts a window ahead of the reader."""
     plan = FilePlan(1024 * MIB, MIB, 8, is_shard=False)
-    plan.access(Extent(0, MIB))
+    plan.access(Extent(0, MIB), nothing)
     assert drain(plan, Priority.STREAM) == []
-    plan.access(Extent(MIB, 2 * MIB))
+    plan.access(Extent(MIB, 2 * MIB), nothing)
     first = drain(plan, Priority.STREAM)
-    plan.access(Extent(2 * MIB, 3 * MIB))
+    plan.access(Extent(2 * MIB, 3 * MIB), nothing)
     assert first[-1] < drain(plan, Priority.STREAM)[-1]
 
 
 def test_a_backward_reader_gets_blocks_below_it() -> None:
     """A stream going down is fetched downwards, nearest first."""
     plan = FilePlan(1024 * MIB, MIB, 8, is_shard=False)
-    plan.access(Extent(500 * MIB, 501 * MIB))
-    plan.access(Extent(499 * MIB, 500 * MIB))
+    plan.access(Extent(500 * MIB, 501 * MIB), nothing)
+    plan.access(Extent(499 * MIB, 500 * MIB), nothing)
     taken = {499, 500}
     run = plan.next_run(Priority.STREAM, taken.__contains__)
     assert run == (498, 1)
@@ -83,7 +88,7 @@ def test_ranges_grow_with_their_distance_to_the_reader() -> None:
     """Next to the reader small ranges, far ahead full ones."""
     plan = FilePlan(1024 * MIB, MIB, 8, is_shard=False)
     for i in range(8):
-        plan.access(Extent(i * MIB, (i + 1) * MIB))
+        plan.access(Extent(i * MIB, (i + 1) * MIB), nothing)
     taken = set(range(8))
     sizes = []
     while run := plan.next_run(Priority.STREAM, taken.__contains__):
@@ -96,7 +101,7 @@ def test_ranges_grow_with_their_distance_to_the_reader() -> None:
 def test_small_files_are_fetched_whole_at_the_first_touch() -> None:
     """config.json and its like come with one request's worth of bytes."""
     plan = FilePlan(SMALL_FILE_BYTES, MIB, 8, is_shard=False)
-    plan.access(Extent(0, 4096))
+    plan.access(Extent(0, 4096), nothing)
     assert drain(plan, Priority.REST) == list(range(8))
 
 
@@ -114,7 +119,7 @@ def test_a_plan_that_was_stopped_wants_nothing() -> None:
     """A closed file is not fetched any further."""
     plan = FilePlan(100 * MIB, MIB, 8, is_shard=True)
     plan.want_whole(0)
-    plan.access(Extent(0, MIB))
+    plan.access(Extent(0, MIB), nothing)
     plan.stop()
-    assert plan.next_run(Priority.STREAM, lambda block: False) is None
-    assert plan.next_run(Priority.REST, lambda block: False) is None
+    assert plan.next_run(Priority.STREAM, nothing) is None
+    assert plan.next_run(Priority.REST, nothing) is None
