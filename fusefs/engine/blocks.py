@@ -13,6 +13,7 @@ import trio
 from fusefs.errors import FusefsError
 from fusefs.objects import Extent, ObjectMeta
 from fusefs.policy.extents import extent_of
+from fusefs.policy.kinds import kind_of
 from fusefs.policy.plan import FilePlan
 from fusefs.policy.slots import Rank
 
@@ -150,8 +151,8 @@ class FileTable:
         if file is None:
             file = self._recent.pop(key, None)
             if file is None:
-                is_shard = meta.id.key.endswith(".safetensors")
-                plan = FilePlan(meta.size, self.block_size, self.range_blocks, is_shard)
+                kind = kind_of(meta.id.key)
+                plan = FilePlan(meta.size, self.block_size, self.range_blocks, kind)
                 file = File(meta, plan)
             else:
                 self._recent_blocks -= file.plan.blocks

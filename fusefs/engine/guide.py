@@ -21,6 +21,7 @@ from fusefs.errors import CorruptData, StoreThrottled, StoreTimeout, StoreUnavai
 from fusefs.objects import Extent, ListPage, ObjectMeta
 from fusefs.policy.backoff import backoff_s
 from fusefs.policy.extents import blocks_of
+from fusefs.policy.kinds import MAGIC, Kind
 from fusefs.policy.shards import INDEX_SUFFIX, shard_order, shards_after
 from fusefs.telemetry.counters import Counters
 from loaderhint.header import LENGTH_BYTES, HeaderError, read_length
@@ -112,8 +113,22 @@ class Guide:
             _INDEXES_CACHED
         )
 
-    async def data_start(self, file: File) -> int:
-        """Where a shard's tensor data begins. Raises CorruptData if it has no valid header."""
+    async def inspect(self, file: File) -> int:
+        """Where the data of a file begins that is of the kind its name says; 0 if that is unknown.
+
+        Raises CorruptData if it is of no such kind.
+        """
+        if file.plan.kind is Kind.SHARD:
+            return await self._data_start(file)
+        magic = MAGIC[file.plan.kind]
+        if file.meta.size < len(magic):
+            raise CorruptData(f"too short for {file.plan.kind.value}")
+        async with self._pinned(file, Extent(0, len(magic))) as blocks:
+            if self._arena.view(blocks[0].slot, 0, len(magic)) != magic:
+                raise CorruptData(f"no {file.plan.kind.value}, by its first bytes")
+        return 0
+
+    async def _data_start(self, file: File) -> int:
         size = file.meta.size
         if size < LENGTH_BYTES + 2:
             raise CorruptData("shorter than a safetensors header")

@@ -1,9 +1,9 @@
 """From accesses and headers to wanted blocks: which file's plan is asked, and when.
 
 Decides nothing about bytes of one file (that is `policy.plan`) and fetches nothing itself: it
-answers the fetcher's question "what next?". Its one idea: a shard's header region may be read
-without consequence; the first touch behind it starts the whole shard, and the shards after it
-follow.
+answers the fetcher's question "what next?". Its one idea: what tells of the data (a shard's header,
+the metadata of a GGUF file, an archive's directory) may be read without consequence; the first
+touch of the data itself starts the whole file, and the shards after it follow.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from enum import Enum
 from typing import Protocol
 
 import trio
 
 from fusefs.engine.blocks import File, FileTable
-from fusefs.errors import FusefsError
+from fusefs.errors import CorruptData, FusefsError, StoreTimeout
 from fusefs.objects import Extent, ObjectMeta
+from fusefs.policy.kinds import Kind
 from fusefs.policy.plan import Priority
 
 log = logging.getLogger("fusefs.prefetcher")
@@ -31,14 +33,30 @@ NEXT_SHARD_CONSUMED_FRACTION = 4
 other shards of a model that is only being looked at stay where they are."""
 
 _QUESTIONS_MAX = 1000
-"""Headers and groups waiting to be looked at; past that a file is simply planned without."""
+"""Headers and groups waiting to be looked at; past that the next access asks again."""
+
+_ASKERS = 4
+"""Questions under way at once: one shard of a store that hangs must not hold up the others."""
+
+_ANSWER_DEADLINE_S = 60.0
+"""A question that is not answered by then is asked again at the next access."""
+
+
+class _About(Enum):
+    """What is asked of the guide."""
+
+    HEAD = "is the file what its name says, and where does its data begin"
+    FOLLOWERS = "which shards come after it"
 
 
 class ShardGuide(Protocol):
-    """Answers questions about shards; may ask workers, raises FusefsError."""
+    """Answers questions about files; may ask workers, raises FusefsError."""
 
-    async def data_start(self, file: File) -> int:
-        """Where a shard's tensor data begins. Raises CorruptData if it has no valid header."""
+    async def inspect(self, file: File) -> int:
+        """Where the data of a file begins that is of the kind its name says; 0 if that is unknown.
+
+        Raises CorruptData if it is of no such kind.
+        """
 
     async def shards_after(self, file: File) -> Sequence[ObjectMeta]:
         """The shards a loader of this file will want next, in order; often empty."""
@@ -60,23 +78,26 @@ class Prefetcher:
         self._ahead: list[File] = []
         self._followers: dict[int, list[ObjectMeta]] = {}
         self._accessed_s = 0.0
-        send, receive = trio.open_memory_channel[tuple[File, bool]](_QUESTIONS_MAX)
+        send, receive = trio.open_memory_channel[tuple[File, _About]](_QUESTIONS_MAX)
         self._ask, self._questions = send, receive
 
     def accessed(self, file: File, extent: Extent, indices: range) -> None:
         """A READ came in, before it is answered."""
         plan = file.plan
         self._accessed_s = trio.current_time()
-        if plan.is_shard and not file.started and self._is_head(file, extent, indices):
-            plan.glance(extent, file.has)
-            return
+        if not file.started and plan.kind is not Kind.OPAQUE:
+            if plan.kind is Kind.SHARD:
+                leads_on = self._look_at_shard(file, extent, indices)
+            else:
+                leads_on = self._look_at_container(file, extent, indices)
+            if not leads_on:
+                plan.glance(extent, file.has)
+                return
         passes = plan.passes
         plan.access(extent, file.has)
         if plan.passes != passes and file.started:
-            self._question(file, is_header=False)  # the shards after it are gone as well
-        key = id(file)
-        self._active[key] = file
-        self._active.move_to_end(key)
+            self._question(file, _About.FOLLOWERS)  # the shards after it are gone as well
+        self._activate(file)
         self._wake()
 
     def closed(self, file: File) -> None:
@@ -89,8 +110,8 @@ class Prefetcher:
             file.plan.stop()
 
     def next_run(self) -> tuple[File, int, int] | None:
-        """The most urgent run to prefetch: stream windows, then open files, then next shards."""
-        for priority in (Priority.STREAM, Priority.REST):
+        """The most urgent run to prefetch: tails, stream windows, open files, then next shards."""
+        for priority in (Priority.HEAD, Priority.STREAM, Priority.REST):
             for file in reversed(self._active.values()):
                 run = file.plan.next_run(priority, file.has)
                 if run is not None and file.changed is None:
@@ -98,57 +119,100 @@ class Prefetcher:
         return self._next_shard_run()
 
     async def run(self, guide: ShardGuide) -> None:
-        """Look at headers and model groups as they are asked for, one at a time, for ever."""
-        async for file, is_header in self._questions:
+        """Look at headers and model groups as they are asked for, for ever."""
+        async with trio.open_nursery() as nursery:
+            for _ in range(_ASKERS):
+                nursery.start_soon(self._answer, guide, self._questions.clone())
+
+    async def _answer(
+        self, guide: ShardGuide, questions: trio.MemoryReceiveChannel[tuple[File, _About]]
+    ) -> None:
+        async for file, about in questions:
             try:
-                if is_header:
-                    await self._inspect(file, guide)
-                elif file.started:
-                    followers = list(await guide.shards_after(file))
-                    if file.started:
-                        self._followers[id(file)] = followers
+                with trio.move_on_after(_ANSWER_DEADLINE_S) as scope:
+                    if about is _About.HEAD:
+                        await self._inspect(file, guide)
+                    elif file.started:
+                        followers = list(await guide.shards_after(file))
+                        if file.started:
+                            self._followers[id(file)] = followers
+                if scope.cancelled_caught:
+                    raise StoreTimeout(f"no answer within {_ANSWER_DEADLINE_S:g} s")
             except FusefsError as error:
                 log.info("no plan for %s: %s", file.meta.id.key, error)
+                if about is _About.HEAD:
+                    file.inspected = False
             self._wake()
 
-    # -- shards -----------------------------------------------------------------------------------
+    # -- heads, tails and data --------------------------------------------------------------------
 
-    def _is_head(self, file: File, extent: Extent, indices: range) -> bool:
-        """Whether this access only says "somebody reads the header"; else starts the shard."""
-        if not file.inspected:
-            file.inspected = True
-            self._question(file, is_header=True)
+    def _look_at_shard(self, file: File, extent: Extent, indices: range) -> bool:
+        """Start the shard if its data is touched; whether the access leads to others."""
+        self._ask_once(file)
         data = max(file.data_start or 0, self._head_bytes)
         if extent.start < data and file.meta.size > data:
-            return True
+            # A header of more than one window is read on, but not into the data.
+            file.plan.edge = -(-data // file.plan.block_size)
+            return extent.start >= self._head_bytes
         file.touched_block = indices.start
-        if file.data_start is None and file.plan.is_shard:
-            return True  # `_inspect` starts it
-        self._start_shard(file)
-        return False
+        if file.data_start is None:
+            return False  # `_inspect` starts it
+        self._start(file)
+        return True
+
+    def _look_at_container(self, file: File, extent: Extent, indices: range) -> bool:
+        """Start an archive or a GGUF file if its data is touched, and it is one."""
+        plan = file.plan
+        if not plan.is_data(extent, self._head_bytes):
+            if plan.kind is Kind.ARCHIVE and not file.inspected and extent.start < self._head_bytes:
+                plan.want_tail()
+            self._ask_once(file)
+        elif file.data_start is not None:
+            file.touched_block = indices.start
+            self._start(file)
+        elif file.inspected:
+            file.touched_block = indices.start  # `_inspect` starts it
+        return True
+
+    def _ask_once(self, file: File) -> None:
+        if not file.inspected:
+            file.inspected = self._question(file, _About.HEAD)
 
     async def _inspect(self, file: File, guide: ShardGuide) -> None:
         try:
-            file.data_start = await guide.data_start(file)
-        except FusefsError as error:
+            file.data_start = await guide.inspect(file)
+        except CorruptData as error:
             log.info("%s is planned like any other file: %s", file.meta.id.key, error)
             file.plan.become_opaque()
             return
-        if file.touched_block is not None:
-            self._start_shard(file)
+        touched = file.touched_block
+        if touched is None or file.started:
+            return
+        if touched * file.plan.block_size >= file.data_start:  # else it was still the header
+            self._start(file)
 
-    def _start_shard(self, file: File) -> None:
+    def _start(self, file: File) -> None:
         file.started = True
         file.plan.want_whole(file.touched_block or 0)
-        self._active[id(file)] = file
+        self._activate(file)
         self._retire_ahead(file)
-        self._question(file, is_header=False)
+        self._question(file, _About.FOLLOWERS)
 
-    def _question(self, file: File, is_header: bool) -> None:
+    def _activate(self, file: File) -> None:
+        """The file is the one read last; its plan is asked from now on."""
+        self._active[id(file)] = file
+        self._active.move_to_end(id(file))
+
+    def _question(self, file: File, about: _About) -> bool:
+        """Ask the guide; False if too many questions are waiting."""
         try:
-            self._ask.send_nowait((file, is_header))
+            self._ask.send_nowait((file, about))
         except trio.WouldBlock:
-            log.warning("too many files opened at once: %s is not planned", file.meta.id.key)
+            log.info("too many files opened at once: %s is not planned yet", file.meta.id.key)
+            return False
+        return True
+
+    # -- next shards ------------------------------------------------------------------------------
 
     def _next_shard_run(self) -> tuple[File, int, int] | None:
         if trio.current_time() - self._accessed_s > NEXT_SHARD_IDLE_S:

@@ -1,6 +1,6 @@
 """What to fetch next of one file, and how urgently.
 
-A plan knows the file's size, whether it is a safetensors shard, what was accessed and what was
+A plan knows the file's size, of which kind it is, what was accessed and what was
 already consumed; it answers "which run of blocks next, at this priority?". It is asked late, when a
 connection is free, so there is no queue of prefetches to reorder or cancel; and it takes no note of
 what it answered: a run that was started is `taken` when asked again.
@@ -14,7 +14,13 @@ from enum import IntEnum
 from fusefs.objects import Extent
 from fusefs.policy.consumed import Consumed
 from fusefs.policy.extents import block_count, blocks_of
-from fusefs.policy.streams import Stream, StreamTracker
+from fusefs.policy.kinds import (
+    ARCHIVE_TAIL_BYTES,
+    GGUF_HEAD_BYTES_MAX,
+    GGUF_HEAD_WINDOW_BYTES,
+    Kind,
+)
+from fusefs.policy.streams import WINDOW_PER_READ, Stream, StreamTracker
 
 MIB = 1 << 20
 
@@ -26,6 +32,9 @@ TENSOR_WINDOW_BYTES = 8 * MIB
 
 SMALL_FILE_BYTES = 8 * MIB
 """Files up to one range request are fetched whole at the first touch (config, tokenizer, index)."""
+
+HEAD_GAP_BYTES = 1 * MIB
+"""Metadata read in order may leave out so much: a READ of the kernel's comes before its turn."""
 
 RAMP = 4
 """A range is at most 1/RAMP of its distance to the reader: near it small ranges on many connections
@@ -51,15 +60,20 @@ class FilePlan:
     cache.
     """
 
-    def __init__(self, size: int, block_size: int, range_blocks: int, is_shard: bool) -> None:
+    def __init__(self, size: int, block_size: int, range_blocks: int, kind: Kind) -> None:
         self.size = size
         self.block_size = block_size
         self.range_blocks = range_blocks
-        self.is_shard = is_shard
+        self.kind = kind
         self.blocks = block_count(size, block_size)
         self.streams = StreamTracker(
-            STREAM_WINDOW_MAX_BYTES, TENSOR_WINDOW_BYTES if is_shard else 0
+            GGUF_HEAD_WINDOW_BYTES if kind is Kind.GGUF else STREAM_WINDOW_MAX_BYTES,
+            TENSOR_WINDOW_BYTES if kind is Kind.SHARD else 0,
+            WINDOW_PER_READ if kind is not Kind.SHARD else None,
         )
+        self.edge = self.blocks
+        self._tail_left = 0
+        self._head_read = 0
         self.consumed = Consumed(self.blocks)
         self.passes = 0
         self.whole = False
@@ -86,17 +100,41 @@ class FilePlan:
 
     def become_opaque(self) -> None:
         """The header turned out not to be one: plan like for any other file."""
-        self.is_shard = False
+        self.kind = Kind.OPAQUE
+        self.edge = self.blocks
+        self.streams.window_max_bytes = STREAM_WINDOW_MAX_BYTES
         self.streams.window_new_bytes = 0
+        self.streams.window_per_read = WINDOW_PER_READ
+
+    def is_data(self, extent: Extent, head_bytes: int) -> bool:
+        """Whether a READ of an archive or a GGUF file asks for data, or for what tells of it."""
+        if self.kind is Kind.ARCHIVE:
+            return head_bytes <= extent.start < self.tail_start
+        if extent.start > self._head_read + HEAD_GAP_BYTES or extent.stop > GGUF_HEAD_BYTES_MAX:
+            return True
+        self._head_read = max(self._head_read, extent.stop)
+        return False
+
+    @property
+    def tail_start(self) -> int:
+        """Where the blocks begin that hold the directory at the end of an archive."""
+        return max(0, self.size - ARCHIVE_TAIL_BYTES) // self.block_size * self.block_size
+
+    def want_tail(self) -> None:
+        """Fetch the tail of an archive, its end first: what a loader reads next is there."""
+        self._tail_left = self.blocks - self.tail_start // self.block_size
 
     def want_whole(self, origin: int) -> None:
         """Fetch the whole file, from block `origin` to the end, then from the start to there."""
         self.whole = True
+        self.edge = self.blocks
+        self.streams.window_max_bytes = STREAM_WINDOW_MAX_BYTES
         self._rest = min(origin, max(0, self.blocks - 1))
         self._rest_left = self.blocks
 
     def stop(self) -> None:
         """Nobody has the file open: want nothing of it."""
+        self._tail_left = 0
         self.streams.streams.clear()
         self.whole = False
         self.consumed.progress = 0
@@ -115,9 +153,11 @@ class FilePlan:
             self.want_whole(block)
 
     def next_run(self, priority: Priority, taken: Callable[[int], bool]) -> tuple[int, int] | None:
-        """The next run to fetch at `priority` (STREAM or REST): (first block, count), or None."""
+        """The next run to fetch at `priority` (HEAD, STREAM or REST): (first, count), or None."""
         if not self.blocks:
             return None
+        if priority is Priority.HEAD:
+            return self._tail_run(taken)
         if priority is Priority.STREAM:
             for stream in reversed(self.streams.streams):
                 run = self._stream_run(stream, taken)
@@ -147,13 +187,23 @@ class FilePlan:
         if self.consumed.guess(ahead):
             stream.frontier = None
 
+    def _tail_run(self, taken: Callable[[int], bool]) -> tuple[int, int] | None:
+        first = self.tail_start // self.block_size
+        while self._tail_left and not self._absent(first + self._tail_left - 1, taken):
+            self._tail_left -= 1
+        stop, count = first + self._tail_left, 0
+        limit = min(self.range_blocks, self._tail_left)
+        while count < limit and self._absent(stop - count - 1, taken):
+            count += 1
+        return (stop - count, count) if count else None
+
     def _stream_run(self, stream: Stream, taken: Callable[[int], bool]) -> tuple[int, int] | None:
         if stream.window_bytes <= 0:
             return None
         if stream.direction < 0:
             return self._backward_run(stream, taken)
         here = (stream.stop - 1) // self.block_size
-        edge = min(block_count(stream.stop + stream.window_bytes, self.block_size), self.blocks)
+        edge = min(block_count(stream.stop + stream.window_bytes, self.block_size), self.edge)
         block = max(here, stream.frontier or 0)
         while block < edge and not self._absent(block, taken):
             block += 1

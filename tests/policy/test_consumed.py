@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from fusefs.objects import Extent
 from fusefs.policy.consumed import PASS_FRACTION, Consumed
+from fusefs.policy.kinds import Kind
 from fusefs.policy.plan import FilePlan, Priority
 from tests.policy.test_plan import MIB, drain, nothing
 
@@ -13,7 +14,7 @@ BLOCKS = 1000
 
 def consumed_plan(blocks: int = BLOCKS) -> FilePlan:
     """A shard that was read to its end and closed."""
-    plan = FilePlan(blocks * MIB, MIB, 8, is_shard=True)
+    plan = FilePlan(blocks * MIB, MIB, 8, Kind.SHARD)
     for block in range(blocks):
         plan.mark_consumed(block)
     plan.stop()
