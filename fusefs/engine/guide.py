@@ -160,6 +160,10 @@ class Guide:
                 indexed = names if name in names else indexed
         return [metas[n] for n in shards_after(name, shard_order(name, metas, indexed))]
 
+    def siblings(self, file: File) -> Sequence[ObjectMeta]:
+        """The files of its directory, as far as they are known without asking the store."""
+        return self._siblings(file)
+
     async def _index(self, meta: ObjectMeta) -> list[str]:
         if meta not in self._indexes:
             self._counters.requests += 1

@@ -17,8 +17,10 @@ from typing import Protocol
 import trio
 
 from fusefs.engine.blocks import File, FileTable
+from fusefs.engine.companions import Companions
 from fusefs.errors import CorruptData, FusefsError, StoreTimeout
 from fusefs.objects import Extent, ObjectMeta
+from fusefs.policy.companions import companions_of
 from fusefs.policy.kinds import Kind
 from fusefs.policy.plan import Priority
 
@@ -47,6 +49,7 @@ class _About(Enum):
 
     HEAD = "is the file what its name says, and where does its data begin"
     FOLLOWERS = "which shards come after it"
+    COMPANIONS = "which files lie beside it"
 
 
 class ShardGuide(Protocol):
@@ -61,19 +64,26 @@ class ShardGuide(Protocol):
     async def shards_after(self, file: File) -> Sequence[ObjectMeta]:
         """The shards a loader of this file will want next, in order; often empty."""
 
+    def siblings(self, file: File) -> Sequence[ObjectMeta]:
+        """The files of its directory, as far as they are known without asking the store."""
+
 
 class Prefetcher:
     """The plans of all open files.
 
     The mutable state of Prefetcher is the active files (most recently read last), the shards ahead
-    of them, and the questions under way. INVARIANT: every file in `_ahead` counts as opened once
-    more.
+    of them, their companions, and the questions under way. INVARIANT: every file in `_ahead` counts
+    as opened once more.
     """
 
-    def __init__(self, files: FileTable, head_bytes: int, wake: Callable[[], None]) -> None:
+    def __init__(
+        self, files: FileTable, head_bytes: int, companion_blocks: int, wake: Callable[[], None]
+    ) -> None:
         self._files = files
         self._head_bytes = head_bytes
+        self._companion_blocks = companion_blocks
         self._wake = wake
+        self._companions = Companions(files)
         self._active: OrderedDict[int, File] = OrderedDict()
         self._ahead: list[File] = []
         self._followers: dict[int, list[ObjectMeta]] = {}
@@ -93,6 +103,8 @@ class Prefetcher:
             if not leads_on:
                 plan.glance(extent, file.has)
                 return
+        if self._companions.due(file):
+            self._question(file, _About.COMPANIONS)
         passes = plan.passes
         plan.access(extent, file.has)
         if plan.passes != passes and file.started:
@@ -110,8 +122,13 @@ class Prefetcher:
             file.plan.stop()
 
     def next_run(self) -> tuple[File, int, int] | None:
-        """The most urgent run to prefetch: tails, stream windows, open files, then next shards."""
-        for priority in (Priority.HEAD, Priority.STREAM, Priority.REST):
+        """The most urgent run to prefetch, by `Priority` and then by who was read last."""
+        for priority in (Priority.HEAD, Priority.STREAM, Priority.COMPANIONS, Priority.REST):
+            if priority is Priority.COMPANIONS:
+                companion = self._companions.next_run()
+                if companion is not None:
+                    return companion
+                continue
             for file in reversed(self._active.values()):
                 run = file.plan.next_run(priority, file.has)
                 if run is not None and file.changed is None:
@@ -130,12 +147,7 @@ class Prefetcher:
         async for file, about in questions:
             try:
                 with trio.move_on_after(_ANSWER_DEADLINE_S) as scope:
-                    if about is _About.HEAD:
-                        await self._inspect(file, guide)
-                    elif file.started:
-                        followers = list(await guide.shards_after(file))
-                        if file.started:
-                            self._followers[id(file)] = followers
+                    await self._ask_guide(file, about, guide)
                 if scope.cancelled_caught:
                     raise StoreTimeout(f"no answer within {_ANSWER_DEADLINE_S:g} s")
             except FusefsError as error:
@@ -143,6 +155,18 @@ class Prefetcher:
                 if about is _About.HEAD:
                     file.inspected = False
             self._wake()
+
+    async def _ask_guide(self, file: File, about: _About, guide: ShardGuide) -> None:
+        if about is _About.HEAD:
+            await self._inspect(file, guide)
+        elif about is _About.COMPANIONS:
+            metas = guide.siblings(file)
+            sizes = self._files.block_size, self._companion_blocks
+            self._companions.add(companions_of(file.meta.id.key, metas, *sizes))
+        elif file.started:
+            followers = list(await guide.shards_after(file))
+            if file.started:
+                self._followers[id(file)] = followers
 
     # -- heads, tails and data --------------------------------------------------------------------
 

@@ -52,6 +52,9 @@ log = logging.getLogger("fusefs.daemon")
 TASKS_MARGIN = 64
 """FUSE tasks beyond `max_background`: look-ups and page faults find one while READs wait."""
 
+COMPANION_LEAD_FRACTION = 4
+"""Small files that came along and are not read yet take at most a quarter of what prefetch may."""
+
 
 class Daemon:
     """The parts of one mount, put together.
@@ -79,7 +82,10 @@ class Daemon:
             self._budget, self._slots, self._pool, self._counters, self._object_changed
         )
         self._prefetcher = Prefetcher(
-            self._files, config.kernel.read_ahead_kb * 1024, self._fetcher.wake
+            self._files,
+            config.kernel.read_ahead_kb * 1024,
+            self._budget.lead_first // COMPANION_LEAD_FRACTION,
+            self._fetcher.wake,
         )
         self._names = Names(self._pool, self._counters)
         self._tree = Tree(

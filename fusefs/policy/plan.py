@@ -47,8 +47,9 @@ class Priority(IntEnum):
     DEMAND = 0
     HEAD = 1
     STREAM = 2
-    REST = 3
-    NEXT_SHARD = 4
+    COMPANIONS = 3
+    REST = 4
+    NEXT_SHARD = 5
 
 
 class FilePlan:

@@ -212,7 +212,7 @@ async def open_engine(
     changed: list[File] = []
     tenants = Slots(budget, files, counters)
     fetcher = Fetcher(budget, tenants, workers, counters, changed.append)
-    prefetcher = Prefetcher(files, head_bytes, fetcher.wake)
+    prefetcher = Prefetcher(files, head_bytes, budget.lead_first // 4, fetcher.wake)
     reader = Reader(arena, tenants, fetcher, prefetcher, counters, deadline_s)
     guide = Guide(workers, fetcher, arena, lambda file: bucket.listing(), counters)
     engine = Engine(bucket, workers, files, tenants, fetcher, prefetcher, reader, counters, changed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,6 +70,21 @@ def test_looking_at_headers_downloads_the_headers(weed: Weed, model_bucket: str)
         assert names > 0
         wait_until(lambda: mounted.status()["arena"]["fetching"] == 0)
         assert mounted.counters()["bytes_fetched"] <= len(shards(mounted.path)) << 20
+
+
+def test_small_files_come_along_with_the_first(mounted: Mounted, model_directory: Path) -> None:
+    """After config.json the tokenizer and the rest are there already, and no weights."""
+    small = [path for path in model_directory.iterdir() if path.suffix == ".json"]
+    size = sum(path.stat().st_size for path in small)
+    os.listdir(mounted.path)
+    (mounted.path / "config.json").read_bytes()
+    wait_until(lambda: mounted.counters()["bytes_fetched"] >= size)
+    before = mounted.counters()
+    for path in small:
+        assert (mounted.path / path.name).read_bytes() == path.read_bytes()
+    after = mounted.counters()
+    assert after["misses"] == before["misses"]
+    assert after["bytes_fetched"] == size
 
 
 def test_reading_one_shard_brings_the_next_one(mounted: Mounted) -> None:
