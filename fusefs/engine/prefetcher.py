@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
@@ -68,12 +69,22 @@ class ShardGuide(Protocol):
         """The files of its directory, as far as they are known without asking the store."""
 
 
+@dataclass(slots=True)
+class _Left:
+    """What a shard that was closed while a model was being read leaves to do."""
+
+    file: File
+    closed_s: float
+    passes: int
+    followers: list[ObjectMeta]
+
+
 class Prefetcher:
     """The plans of all open files.
 
     The mutable state of Prefetcher is the active files (most recently read last), the shards ahead
-    of them, their companions, and the questions under way. INVARIANT: every file in `_ahead` counts
-    as opened once more.
+    of them, what the one closed last left to do, companions, and the questions under way.
+    INVARIANT: every file in `_ahead` counts as opened once more.
     """
 
     def __init__(
@@ -87,6 +98,7 @@ class Prefetcher:
         self._active: OrderedDict[int, File] = OrderedDict()
         self._ahead: list[File] = []
         self._followers: dict[int, list[ObjectMeta]] = {}
+        self._left: _Left | None = None
         self._accessed_s = 0.0
         send, receive = trio.open_memory_channel[tuple[File, _About]](_QUESTIONS_MAX)
         self._ask, self._questions = send, receive
@@ -114,12 +126,17 @@ class Prefetcher:
 
     def closed(self, file: File) -> None:
         """The file's last handle is gone: nothing of it is wanted any more."""
-        if file.opens <= 0:
-            self._active.pop(id(file), None)
-            self._followers.pop(id(file), None)
-            file.started = False
-            file.touched_block = None
-            file.plan.stop()
+        if file.opens > 0:
+            return
+        if file.started and self._is_being_read(file):
+            # A loader that closes each shard before it opens the next one is still loading.
+            followers = self._followers.get(id(file))
+            self._left = _Left(file, trio.current_time(), file.plan.passes, followers or [])
+        self._active.pop(id(file), None)
+        self._followers.pop(id(file), None)
+        file.started = False
+        file.touched_block = None
+        file.plan.stop()
 
     def next_run(self) -> tuple[File, int, int] | None:
         """The most urgent run to prefetch, by `Priority` and then by who was read last."""
@@ -167,6 +184,8 @@ class Prefetcher:
             followers = list(await guide.shards_after(file))
             if file.started:
                 self._followers[id(file)] = followers
+            elif self._left is not None and self._left.file is file:
+                self._left.followers = followers
 
     # -- heads, tails and data --------------------------------------------------------------------
 
@@ -254,19 +273,33 @@ class Prefetcher:
         """Start the next shard of a model that is being read; False if there is none."""
         for file in reversed(self._active.values()):
             followers = self._followers.get(id(file))
-            if not followers or not self._is_being_read(file):
-                continue
-            following = self._files.opened(followers.pop(0))
-            if following.plan.whole:  # somebody got there first
-                self._files.closed(following)
-            else:
-                if following.plan.passes < file.plan.passes:
-                    following.plan.begin_pass(0)
-                    following.plan.passes = file.plan.passes
-                following.plan.want_whole(0)
-                self._ahead.append(following)
+            if followers and self._is_being_read(file):
+                self._send(followers.pop(0), file.plan.passes)
+                return True
+        left = self._left
+        if left is None or trio.current_time() - left.closed_s > NEXT_SHARD_IDLE_S:
+            self._left = None
+        elif left.followers:
+            self._send(left.followers.pop(0), left.passes)
             return True
         return False
+
+    def _send(self, meta: ObjectMeta, passes: int) -> None:
+        """Start this shard, unless somebody got there first.
+
+        `passes` is how often the shard before it was begun again.
+        """
+        file = self._files.opened(meta)
+        if file.plan.whole:
+            self._files.closed(file)
+            return
+        if file.plan.passes < passes:
+            file.plan.begin_pass(0)
+            file.plan.passes = passes
+        file.plan.want_whole(0)
+        self._ahead.append(file)
+        if file.plan.kind is Kind.SHARD:
+            self._ask_once(file)
 
     def _is_being_read(self, file: File) -> bool:
         plan = file.plan
