@@ -5,6 +5,7 @@ Pure bookkeeping on the trio thread: no I/O, no decisions about what to fetch.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from enum import Enum
 
 import trio
@@ -12,6 +13,7 @@ import trio
 from fusefs.errors import FusefsError
 from fusefs.objects import Extent, ObjectMeta
 from fusefs.policy.extents import extent_of
+from fusefs.policy.kinds import kind_of
 from fusefs.policy.plan import FilePlan
 from fusefs.policy.pushed import PushedPages
 from fusefs.policy.slots import Rank
@@ -19,6 +21,12 @@ from fusefs.policy.slots import Rank
 PARTLY_READ_IDLE_S = 2.0
 """A reader that takes a block in 128 KiB pieces comes back for the next one far sooner than this.
 """
+
+RECENT_FILES_MAX = 1024
+"""Closed files whose consumed blocks are remembered: several large models; 4 MB of memory."""
+
+RECENT_BLOCKS_MAX = 8 << 20
+"""A byte for each block of those files: 8 MB of memory for 8 TiB of objects."""
 
 
 class State(Enum):
@@ -125,23 +133,34 @@ class File:
 class FileTable:
     """The files the engine knows, by object version.
 
-    The mutable state of FileTable is the table. INVARIANT: one File per ObjectId; a file without
-    opens, blocks or plans under way may be dropped at any time and comes back the same.
+    What was consumed of a file, and where its data begins, is worth knowing when it is opened again
+    with most of its pages still in the kernel; so the files closed last are kept for a while.
+
+    The mutable state of FileTable is the files with opens or blocks, and those closed last.
+    INVARIANT: one File per ObjectId; a file without opens, blocks or plans under way may be dropped
+    at any time and comes back the same, or knowing less.
     """
 
     def __init__(self, block_size: int, range_blocks: int) -> None:
         self.block_size = block_size
         self.range_blocks = range_blocks
         self._files: dict[tuple[str, str], File] = {}
+        self._recent: OrderedDict[tuple[str, str], File] = OrderedDict()
+        self._recent_blocks = 0
 
     def get(self, meta: ObjectMeta) -> File:
         """The file of this version, made on first use."""
         key = (meta.id.key, meta.id.etag)
         file = self._files.get(key)
         if file is None:
-            is_shard = meta.id.key.endswith(".safetensors")
-            plan = FilePlan(meta.size, self.block_size, self.range_blocks, is_shard)
-            file = self._files[key] = File(meta, plan)
+            file = self._recent.pop(key, None)
+            if file is None:
+                kind = kind_of(meta.id.key)
+                plan = FilePlan(meta.size, self.block_size, self.range_blocks, kind)
+                file = File(meta, plan)
+            else:
+                self._recent_blocks -= file.plan.blocks
+            self._files[key] = file
         return file
 
     def opened(self, meta: ObjectMeta) -> File:
@@ -151,17 +170,25 @@ class FileTable:
         return file
 
     def closed(self, file: File) -> None:
-        """One open less; the file is forgotten once nothing of it is left."""
+        """One open less; the file is put aside once nothing of it is left."""
         file.opens -= 1
         self.drop_if_unused(file)
 
     def drop_if_unused(self, file: File) -> None:
-        """Forget a file that is neither open nor has blocks."""
-        if file.opens <= 0 and not file.blocks:
-            self._files.pop((file.meta.id.key, file.meta.id.etag), None)
-            if file.pushed is not None:
-                file.pushed.release()
-                file.pushed = None
+        """Put a file aside that is neither open nor has blocks."""
+        key = (file.meta.id.key, file.meta.id.etag)
+        if file.opens > 0 or file.blocks or self._files.pop(key, None) is None:
+            return
+        if file.pushed is not None:
+            file.pushed.release()
+            file.pushed = None
+        if file.changed is not None or not (file.inspected or file.plan.consumed.known()):
+            return
+        self._recent[key] = file
+        self._recent_blocks += file.plan.blocks
+        while len(self._recent) > RECENT_FILES_MAX or self._recent_blocks > RECENT_BLOCKS_MAX:
+            _, oldest = self._recent.popitem(last=False)
+            self._recent_blocks -= oldest.plan.blocks
 
     def __len__(self) -> int:
         return len(self._files)

@@ -21,8 +21,10 @@ from fusefs.errors import CorruptData, StoreThrottled, StoreTimeout, StoreUnavai
 from fusefs.objects import Extent, ListPage, ObjectMeta
 from fusefs.policy.backoff import backoff_s
 from fusefs.policy.extents import blocks_of
+from fusefs.policy.kinds import MAGIC, Kind
 from fusefs.policy.shards import INDEX_SUFFIX, shard_order, shards_after
 from fusefs.telemetry.counters import Counters
+from loaderhint.header import LENGTH_BYTES, HeaderError, read_length
 
 CHECK_DEADLINE_S = 10.0
 """`fusefs mount` gives up on a store that does not answer after this time: a person is waiting."""
@@ -111,23 +113,36 @@ class Guide:
             _INDEXES_CACHED
         )
 
-    async def data_start(self, file: File) -> int:
-        """Where a shard's tensor data begins. Raises CorruptData if it has no valid header."""
+    async def inspect(self, file: File) -> int:
+        """Where the data of a file begins that is of the kind its name says; 0 if that is unknown.
+
+        Raises CorruptData if it is of no such kind.
+        """
+        if file.plan.kind is Kind.SHARD:
+            return await self._data_start(file)
+        magic = MAGIC[file.plan.kind]
+        if file.meta.size < len(magic):
+            raise CorruptData(f"too short for {file.plan.kind.value}")
+        async with self._pinned(file, Extent(0, len(magic))) as blocks:
+            if self._arena.view(blocks[0].slot, 0, len(magic)) != magic:
+                raise CorruptData(f"no {file.plan.kind.value}, by its first bytes")
+        return 0
+
+    async def _data_start(self, file: File) -> int:
         size = file.meta.size
-        if size < 8:
+        if size < LENGTH_BYTES + 2:
             raise CorruptData("shorter than a safetensors header")
-        async with self._pinned(file, Extent(0, 8)) as blocks:
-            length = int.from_bytes(self._arena.view(blocks[0].slot, 0, 8), "little")
-        if not 2 <= length <= size - 8:
-            raise CorruptData("the header's length is not inside the file")
+        async with self._pinned(file, Extent(0, LENGTH_BYTES + 1)) as blocks:
+            head = bytes(self._arena.view(blocks[0].slot, 0, LENGTH_BYTES + 1))
+        length = _header_length(head, size)
         if length > min(HEADER_PARSED_BYTES_MAX, self._arena.budget.size_bytes // 8):
-            return 8 + length
-        head = Extent(0, 8 + length)
-        async with self._pinned(file, head) as blocks:
+            return LENGTH_BYTES + length
+        extent = Extent(0, LENGTH_BYTES + length)
+        async with self._pinned(file, extent) as blocks:
             pieces = [
                 [
                     block.slot * self._arena.block_size,
-                    min(block.extent.stop, head.stop) - block.extent.start,
+                    min(block.extent.stop, extent.stop) - block.extent.start,
                 ]
                 for block in blocks
             ]
@@ -144,6 +159,10 @@ class Guide:
                 names = await self._index(meta)
                 indexed = names if name in names else indexed
         return [metas[n] for n in shards_after(name, shard_order(name, metas, indexed))]
+
+    def siblings(self, file: File) -> Sequence[ObjectMeta]:
+        """The files of its directory, as far as they are known without asking the store."""
+        return self._siblings(file)
 
     async def _index(self, meta: ObjectMeta) -> list[str]:
         if meta not in self._indexes:
@@ -168,3 +187,19 @@ class Guide:
             yield blocks
         finally:
             self._fetcher.release(blocks)
+
+
+def _header_length(head: bytes, file_size: int) -> int:
+    """The length of the JSON that a file beginning with `head` claims to have; CorruptData if none.
+
+    Looked at before the header's bytes are fetched: a lie must not cost a download.
+    """
+    try:
+        length = read_length(head[:LENGTH_BYTES])
+    except HeaderError as error:
+        raise CorruptData(f"not a safetensors header: {error}") from error
+    if length > file_size - LENGTH_BYTES:
+        raise CorruptData("the header's length is not inside the file")
+    if head[LENGTH_BYTES:] != b"{":
+        raise CorruptData("a header begins with '{'")
+    return length

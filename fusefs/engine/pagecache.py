@@ -167,7 +167,8 @@ class PageCache:
         if pages is None:
             return None
         for index in indices:
-            pages.arrived(index)
+            passed = pages.arrived(index)
+            file.plan.passed(passed // self._arena.block_size)
         page = pages.milestone(extent.start, extent.stop)
         if page is None:
             for index in indices:

@@ -72,7 +72,7 @@ class Reader:
         indices = blocks_of(extent, self._arena.block_size)
         milestone = self._pagecache.reading(file, extent, indices)
         if milestone is not None:
-            self._prefetcher.accessed(file, extent, range(indices.start, indices.start))
+            self._prefetcher.accessed(file, extent, indices, taken=lambda _: True)
             self._counters.hits += 1
             return milestone
         self._prefetcher.accessed(file, extent, indices)

@@ -111,7 +111,7 @@ class Slots:
             block.unread = False
             self._unread -= 1
         block.served = block.extent.size
-        block.file.plan.mark_consumed(block.index)
+        block.file.plan.mark_pushed(block.index)
 
     def may_prefetch(self) -> bool:
         """Whether a full range fits the lead: topping it up block by block costs requests."""

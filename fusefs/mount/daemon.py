@@ -59,6 +59,9 @@ log = logging.getLogger("fusefs.daemon")
 TASKS_MARGIN = 64
 """FUSE tasks beyond `max_background`: look-ups and page faults find one while READs wait."""
 
+COMPANION_LEAD_FRACTION = 4
+"""Small files that came along and are not read yet take at most a quarter of what prefetch may."""
+
 
 PUSHERS = 2
 """Threads that push: one writes 3 GiB/s, and one may have to wait for a READ."""
@@ -103,7 +106,10 @@ class Daemon:
             self._fetcher.wake,
         )
         self._prefetcher = Prefetcher(
-            self._files, config.kernel.read_ahead_kb * 1024, self._fetcher.wake
+            self._files,
+            config.kernel.read_ahead_kb * 1024,
+            self._budget.lead_first // COMPANION_LEAD_FRACTION,
+            self._fetcher.wake,
         )
         self._names = Names(self._pool, self._counters)
         self._tree = Tree(

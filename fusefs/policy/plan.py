@@ -1,6 +1,6 @@
 """What to fetch next of one file, and how urgently.
 
-A plan knows the file's size, whether it is a safetensors shard, what was accessed and what was
+A plan knows the file's size, of which kind it is, what was accessed and what was
 already consumed; it answers "which run of blocks next, at this priority?". It is asked late, when a
 connection is free, so there is no queue of prefetches to reorder or cancel; and it takes no note of
 what it answered: a run that was started is `taken` when asked again.
@@ -12,8 +12,15 @@ from collections.abc import Callable
 from enum import IntEnum
 
 from fusefs.objects import Extent
-from fusefs.policy.extents import block_count
-from fusefs.policy.streams import Stream, StreamTracker
+from fusefs.policy.consumed import Consumed
+from fusefs.policy.extents import block_count, blocks_of
+from fusefs.policy.kinds import (
+    ARCHIVE_TAIL_BYTES,
+    GGUF_HEAD_BYTES_MAX,
+    GGUF_HEAD_WINDOW_BYTES,
+    Kind,
+)
+from fusefs.policy.streams import WINDOW_PER_READ, Stream, StreamTracker
 
 MIB = 1 << 20
 
@@ -26,6 +33,9 @@ TENSOR_WINDOW_BYTES = 8 * MIB
 SMALL_FILE_BYTES = 8 * MIB
 """Files up to one range request are fetched whole at the first touch (config, tokenizer, index)."""
 
+HEAD_GAP_BYTES = 1 * MIB
+"""Metadata read in order may leave out so much: a READ of the kernel's comes before its turn."""
+
 RAMP = 4
 """A range is at most 1/RAMP of its distance to the reader: near it small ranges on many connections
 bring the first bytes soon, far ahead full ranges cost fewer requests."""
@@ -37,74 +47,128 @@ class Priority(IntEnum):
     DEMAND = 0
     HEAD = 1
     STREAM = 2
-    REST = 3
-    NEXT_SHARD = 4
+    COMPANIONS = 3
+    REST = 4
+    NEXT_SHARD = 5
 
 
 class FilePlan:
     """The plan for one file.
 
-    The mutable state of FilePlan is the streams, the consumed map, and where the rest of the file
-    is being fetched. INVARIANT: a run never leaves `[0, blocks)`, never holds a block that `taken`
-    says is there, and never one that was consumed in this pass.
+    The mutable state of FilePlan is the streams, what was consumed, how often the file was begun
+    again, and where the rest of it is being fetched. INVARIANT: a run never leaves `[0, blocks)`,
+    never holds a block that `taken` says is there, and never one that is thought to be in the page
+    cache.
     """
 
-    def __init__(self, size: int, block_size: int, range_blocks: int, is_shard: bool) -> None:
+    def __init__(self, size: int, block_size: int, range_blocks: int, kind: Kind) -> None:
         self.size = size
         self.block_size = block_size
         self.range_blocks = range_blocks
-        self.is_shard = is_shard
+        self.kind = kind
         self.blocks = block_count(size, block_size)
         self.streams = StreamTracker(
-            STREAM_WINDOW_MAX_BYTES, TENSOR_WINDOW_BYTES if is_shard else 0
+            GGUF_HEAD_WINDOW_BYTES if kind is Kind.GGUF else STREAM_WINDOW_MAX_BYTES,
+            TENSOR_WINDOW_BYTES if kind is Kind.SHARD else 0,
+            WINDOW_PER_READ if kind is not Kind.SHARD else None,
         )
-        self.consumed = bytearray(self.blocks)
-        self.consumed_count = 0
+        self.edge = self.blocks
+        self._tail_left = 0
+        self._head_read = 0
+        self.consumed = Consumed(self.blocks)
+        self.passes = 0
         self.whole = False
         self._rest = 0
         self._rest_left = 0
 
-    def access(self, extent: Extent) -> None:
+    def access(self, extent: Extent, taken: Callable[[int], bool]) -> None:
         """A READ for `extent` came in."""
-        self.streams.access(extent)
+        stream = self.streams.access(extent)
         if not self.whole and self.size <= SMALL_FILE_BYTES:
             self.want_whole(0)
+        news = self.consumed.read(blocks_of(extent, self.block_size), taken)
+        if not news:
+            return
+        stream.reread += news
+        if self.consumed.is_pass():
+            self.begin_pass(extent.start // self.block_size)
+        else:
+            self._guess(stream)
+
+    def glance(self, extent: Extent, taken: Callable[[int], bool]) -> None:
+        """A READ for `extent` came in that leads nowhere."""
+        self.consumed.read(blocks_of(extent, self.block_size), taken)
 
     def become_opaque(self) -> None:
         """The header turned out not to be one: plan like for any other file."""
-        self.is_shard = False
+        self.kind = Kind.OPAQUE
+        self.edge = self.blocks
+        self.streams.window_max_bytes = STREAM_WINDOW_MAX_BYTES
         self.streams.window_new_bytes = 0
+        self.streams.window_per_read = WINDOW_PER_READ
+
+    def is_data(self, extent: Extent, head_bytes: int) -> bool:
+        """Whether a READ of an archive or a GGUF file asks for data, or for what tells of it."""
+        if self.kind is Kind.ARCHIVE:
+            return head_bytes <= extent.start < self.tail_start
+        if extent.start > self._head_read + HEAD_GAP_BYTES or extent.stop > GGUF_HEAD_BYTES_MAX:
+            return True
+        self._head_read = max(self._head_read, extent.stop)
+        return False
+
+    @property
+    def tail_start(self) -> int:
+        """Where the blocks begin that hold the directory at the end of an archive."""
+        return max(0, self.size - ARCHIVE_TAIL_BYTES) // self.block_size * self.block_size
+
+    def want_tail(self) -> None:
+        """Fetch the tail of an archive, its end first: what a loader reads next is there."""
+        self._tail_left = self.blocks - self.tail_start // self.block_size
 
     def want_whole(self, origin: int) -> None:
         """Fetch the whole file, from block `origin` to the end, then from the start to there."""
         self.whole = True
+        self.edge = self.blocks
+        self.streams.window_max_bytes = STREAM_WINDOW_MAX_BYTES
         self._rest = min(origin, max(0, self.blocks - 1))
         self._rest_left = self.blocks
 
     def stop(self) -> None:
         """Nobody has the file open: want nothing of it."""
+        self._tail_left = 0
         self.streams.streams.clear()
         self.whole = False
+        self.consumed.progress = 0
 
     def mark_consumed(self, block: int) -> None:
-        """The block's last byte has been read: it is not fetched ahead again in this pass."""
-        if not self.consumed[block]:
-            self.consumed[block] = 1
-            self.consumed_count += 1
+        """The block's last byte has been read: it is the page cache's, and not fetched ahead."""
+        if block not in self.consumed:
+            self.consumed.progress += 1
+            self.consumed.mark(block)
+
+    def mark_pushed(self, block: int) -> None:
+        """The block is the page cache's; whether anybody reads it there, a milestone will tell."""
+        self.consumed.mark(block)
+
+    def passed(self, blocks: int) -> None:
+        """A reader has come to so many pushed blocks."""
+        self.consumed.progress += blocks
 
     def begin_pass(self, block: int) -> None:
-        """A consumed block is wanted again (the page cache let go of it): start over from there."""
-        self.consumed = bytearray(self.blocks)
-        self.consumed_count = 0
+        """The page cache has let go of the file: fetch it once more, from `block` on."""
+        self.consumed.begin_pass()
+        self.passes += 1
         for stream in self.streams.streams:
             stream.frontier = None
         if self.whole:
             self.want_whole(block)
 
     def next_run(self, priority: Priority, taken: Callable[[int], bool]) -> tuple[int, int] | None:
-        """The next run to fetch at `priority` (STREAM or REST): (first block, count), or None."""
+        """The next run to fetch at `priority` (HEAD, STREAM or REST): (first, count), or None."""
         if not self.blocks:
             return None
+        if priority is Priority.HEAD:
+            return self._tail_run(taken)
         if priority is Priority.STREAM:
             for stream in reversed(self.streams.streams):
                 run = self._stream_run(stream, taken)
@@ -118,7 +182,31 @@ class FilePlan:
         return not self.whole or self._rest_left <= 0
 
     def _absent(self, block: int, taken: Callable[[int], bool]) -> bool:
-        return not self.consumed[block] and not taken(block)
+        return block not in self.consumed and not taken(block)
+
+    def _guess(self, stream: Stream) -> None:
+        """Blocks ahead of a reader of consumed ones are gone too, as many as it came for."""
+        reach = min(stream.reread, stream.window_bytes // self.block_size)
+        if stream.direction > 0:
+            here = (stream.stop - 1) // self.block_size
+            ahead = range(here + 1, min(here + 1 + reach, self.blocks))
+        elif stream.direction < 0:
+            here = stream.start // self.block_size
+            ahead = range(here - 1, max(here - 1 - reach, -1), -1)
+        else:
+            return  # one access leads nowhere
+        if self.consumed.guess(ahead):
+            stream.frontier = None
+
+    def _tail_run(self, taken: Callable[[int], bool]) -> tuple[int, int] | None:
+        first = self.tail_start // self.block_size
+        while self._tail_left and not self._absent(first + self._tail_left - 1, taken):
+            self._tail_left -= 1
+        stop, count = first + self._tail_left, 0
+        limit = min(self.range_blocks, self._tail_left)
+        while count < limit and self._absent(stop - count - 1, taken):
+            count += 1
+        return (stop - count, count) if count else None
 
     def _stream_run(self, stream: Stream, taken: Callable[[int], bool]) -> tuple[int, int] | None:
         if stream.window_bytes <= 0:
@@ -126,7 +214,7 @@ class FilePlan:
         if stream.direction < 0:
             return self._backward_run(stream, taken)
         here = (stream.stop - 1) // self.block_size
-        edge = min(block_count(stream.stop + stream.window_bytes, self.block_size), self.blocks)
+        edge = min(block_count(stream.stop + stream.window_bytes, self.block_size), self.edge)
         block = max(here, stream.frontier or 0)
         while block < edge and not self._absent(block, taken):
             block += 1

@@ -54,17 +54,24 @@ class PushedPages:
             self._totals.milestones += first not in self._milestones
             self._milestones[first] = milestone
 
-    def arrived(self, block: int) -> None:
-        """A reader has come to this block's segment."""
-        self._totals.ahead_bytes -= self._ahead.pop(block // self._segment_blocks, 0)
+    def arrived(self, block: int) -> int:
+        """A reader has come to this segment: how many bytes of it were pushed, told once."""
+        passed = self._ahead.pop(block // self._segment_blocks, 0)
+        self._totals.ahead_bytes -= passed
+        return passed
 
     def milestone(self, start: int, stop: int) -> bytes | None:
-        """The bytes `[start, stop)` of the file, if they lie in one page that was left out."""
+        """The bytes `[start, stop)` of the file, if they lie in one page that was left out.
+
+        Answered once: then the page is the kernel's.
+        """
         block = start // self._block_size
         page = self._milestones.get(block)
         begin = block * self._block_size
         if page is None or stop > begin + len(page):
             return None
+        del self._milestones[block]
+        self._totals.milestones -= 1
         return page[start - begin : stop - begin]
 
     def lost(self, block: int) -> bool:

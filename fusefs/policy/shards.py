@@ -9,7 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-_NUMBERED = re.compile(r"^(.*?)(\d+)(-of-\d+)?(\.safetensors)$")
+_NUMBERED = re.compile(r"^(.*?)(\d+)((?:-of-\d+)?\.safetensors|-of-\d+\.(?:bin|gguf|pt))$")
+"""Files of other kinds need their "of": numbered ones are parts of data sets as often."""
+
 _DIGITS = re.compile(r"(\d+)")
 
 INDEX_SUFFIX = ".safetensors.index.json"
@@ -27,7 +29,7 @@ def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
 def group_of(name: str) -> str | None:
     """The numbered family a shard's name belongs to, or None: `model-#-of-00004.safetensors`."""
     match = _NUMBERED.match(name)
-    return f"{match[1]}#{match[3] or ''}{match[4]}" if match else None
+    return f"{match[1]}#{match[3]}" if match else None
 
 
 def shard_order(name: str, siblings: Iterable[str], indexed: Sequence[str] | None) -> list[str]:

@@ -26,13 +26,19 @@ TOLERANCE_BEHIND_BYTES = 4 * MIB
 WINDOW_FIRST_BYTES = 4 * MIB
 """Window after the second access in a row; doubles with every further one."""
 
+WINDOW_PER_READ = 4
+"""In a file of unknown kind the window is at most four times what the stream has read, less for
+what it left out: random reads that are near each other by chance bring little along, and who reads
+in order still has five times the lead after each round trip."""
+
 
 @dataclass(slots=True)
 class Stream:
     """One run of accesses: its latest hull `[start, stop)` and where it is going.
 
     `direction` is +1, -1, or 0 while only one access was seen. `frontier` is the next block to
-    fetch ahead of it; None makes the plan begin at the hull's edge again.
+    fetch ahead of it; None makes the plan begin at the hull's edge again. `read_bytes` were asked
+    for on a way of `span_bytes`; `reread` counts blocks it came for although they had been read.
     """
 
     start: int
@@ -40,6 +46,9 @@ class Stream:
     direction: int
     window_bytes: int
     frontier: int | None = None
+    read_bytes: int = 0
+    span_bytes: int = 0
+    reread: int = 0
 
 
 class StreamTracker:
@@ -49,9 +58,12 @@ class StreamTracker:
     INVARIANT: len(streams) <= STREAMS_MAX.
     """
 
-    def __init__(self, window_max_bytes: int, window_new_bytes: int = 0) -> None:
+    def __init__(
+        self, window_max_bytes: int, window_new_bytes: int = 0, window_per_read: int | None = None
+    ) -> None:
         self.window_max_bytes = window_max_bytes
         self.window_new_bytes = window_new_bytes
+        self.window_per_read = window_per_read
         self.streams: list[Stream] = []
 
     def access(self, extent: Extent) -> Stream:
@@ -62,15 +74,23 @@ class StreamTracker:
                 break
         else:
             stream = Stream(extent.start, extent.stop, 0, self.window_new_bytes)
+            stream.read_bytes = stream.span_bytes = extent.size
             self.streams.append(stream)
             if len(self.streams) > STREAMS_MAX:
                 del self.streams[0]
             return stream
         if direction != stream.direction:
             stream.direction, stream.frontier = direction, None
+        ahead = extent.stop - stream.stop if direction > 0 else stream.start - extent.start
+        stream.read_bytes += extent.size
+        stream.span_bytes += max(0, ahead)
         stream.start = min(stream.start, extent.start) if direction < 0 else extent.start
         stream.stop = max(stream.stop, extent.stop) if direction > 0 else extent.stop
         grown = max(WINDOW_FIRST_BYTES, stream.window_bytes * 2)
+        if self.window_per_read is not None:
+            dense = min(stream.read_bytes, stream.span_bytes)
+            earned = self.window_per_read * stream.read_bytes * dense // stream.span_bytes
+            grown = min(grown, earned)
         stream.window_bytes = min(grown, self.window_max_bytes)
         self.streams.remove(stream)
         self.streams.append(stream)

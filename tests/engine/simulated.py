@@ -6,11 +6,13 @@ lost. Everything else is the real thing: arena, fetcher, prefetcher, reader.
 
 from __future__ import annotations
 
+import json
 import mmap
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import trio
 
@@ -18,6 +20,7 @@ from fusefs.engine import jobs
 from fusefs.engine.arena import Arena
 from fusefs.engine.blocks import File, FileTable
 from fusefs.engine.fetcher import Fetcher
+from fusefs.engine.guide import Guide
 from fusefs.engine.pagecache import PageCache
 from fusefs.engine.prefetcher import Prefetcher
 from fusefs.engine.reader import Reader
@@ -26,6 +29,7 @@ from fusefs.errors import CorruptData, FusefsError, ObjectChanged, to_wire
 from fusefs.objects import Extent, ObjectId, ObjectMeta
 from fusefs.policy.budget import arena_budget
 from fusefs.telemetry.counters import Counters
+from loaderhint.header import HeaderError, parse_header
 
 KIB = 1024
 BLOCK = 4 * KIB
@@ -39,6 +43,14 @@ def content(key: str, version: int, size: int) -> bytes:
     return pattern[:size]
 
 
+def shard(size: int, header_bytes: int = 200) -> bytes:
+    """A safetensors file of `size` bytes that holds one tensor behind a header of that size."""
+    data = size - 8 - header_bytes
+    tensor = {"w": {"dtype": "U8", "shape": [data], "data_offsets": [0, data]}}
+    header = json.dumps(tensor).encode().ljust(header_bytes)
+    return len(header).to_bytes(8, "little") + header + content("w", 1, data)
+
+
 @dataclass(slots=True)
 class SimulatedBucket:
     """Versions of objects, and what shall go wrong: the next reads raise `faults` in turn."""
@@ -50,14 +62,22 @@ class SimulatedBucket:
 
     def put(self, key: str, size: int) -> ObjectMeta:
         """A new version of `key`."""
+        return self.put_bytes(key, content(key, self.versions.get(key, 0) + 1, size))
+
+    def put_bytes(self, key: str, data: bytes) -> ObjectMeta:
+        """A new version of `key` that holds `data`."""
         version = self.versions[key] = self.versions.get(key, 0) + 1
-        self.objects[key] = (version, content(key, version, size))
+        self.objects[key] = (version, data)
         return self.meta(key)
 
     def meta(self, key: str) -> ObjectMeta:
         """What a listing says of the current version."""
         version, data = self.objects[key]
         return ObjectMeta(ObjectId(key, f"v{version}"), len(data), 0)
+
+    def listing(self) -> list[ObjectMeta]:
+        """What a listing of all of it says."""
+        return [self.meta(key) for key in sorted(self.objects)]
 
     def read(self, id: ObjectId, extent: Extent) -> bytes:
         """Exactly these bytes of exactly this version."""
@@ -100,10 +120,6 @@ class SimulatedWorkers:
         self.busy_max = max(self.busy_max, self.busy)
         self._started(job)
 
-    async def call(self, op: str, **arguments: object) -> tuple[object, list[object]]:
-        """Headers are never valid here: tests of shards say where data begins by themselves."""
-        raise CorruptData(f"no {op} in this simulation: {arguments}")
-
     def attend(self, nursery: trio.Nursery, on_read: Callable[[jobs.Message], None]) -> None:
         """Run jobs in `nursery` from now on."""
 
@@ -111,6 +127,20 @@ class SimulatedWorkers:
             nursery.start_soon(self._run, job, on_read)
 
         self._started = start
+
+    async def call(self, op: str, **arguments: Any) -> tuple[Any, list[Any]]:
+        """Headers and indexes, as a worker answers them; one round trip each."""
+        await trio.sleep(self.first_byte_s)
+        if op == jobs.INDEX:
+            id = ObjectId(arguments["key"], arguments["etag"])
+            data = self.bucket.read(id, Extent(0, arguments["size"]))
+            return None, [list(dict.fromkeys(json.loads(data)["weight_map"].values()))]
+        assert op == jobs.HEADER
+        data = b"".join(self._map[at : at + size] for at, size in arguments["pieces"])
+        try:
+            return parse_header(data[8:], arguments["size"]).data_start, []
+        except HeaderError as error:
+            raise CorruptData(str(error)) from error
 
     async def _run(self, job: jobs.ReadJob, on_read: Callable[[jobs.Message], None]) -> None:
         await trio.sleep(self.first_byte_s)
@@ -152,6 +182,11 @@ class Engine:
         """Open the current version."""
         return self.files.opened(self.bucket.meta(key))
 
+    def close(self, file: File) -> None:
+        """Close a handle, as `Operations.release` does."""
+        self.files.closed(file)
+        self.prefetcher.closed(file)
+
     async def read(self, file: File, offset: int, size: int) -> bytes:
         """Read as the kernel does, and keep a copy."""
         return bytes(await self.reader.read(file, offset, size))
@@ -159,9 +194,16 @@ class Engine:
 
 @asynccontextmanager
 async def open_engine(
-    slots: int = 64, capacity: int = 8, deadline_s: float = 60.0, head_bytes: int = 4 * BLOCK
+    slots: int = 64,
+    capacity: int = 8,
+    deadline_s: float = 60.0,
+    head_bytes: int = 4 * BLOCK,
+    guided: bool = False,
 ) -> AsyncIterator[Engine]:
-    """An engine with blocks of 4 KiB, running until the end of the `async with`."""
+    """An engine with blocks of 4 KiB, running until the end of the `async with`.
+
+    Only if `guided` are headers looked at and siblings found: all of the bucket is one directory.
+    """
     budget = arena_budget(slots * BLOCK, 1, BLOCK, RANGE, capacity)
     arena = Arena(budget)
     counters = Counters()
@@ -172,13 +214,16 @@ async def open_engine(
     tenants = Slots(budget, files, counters)
     fetcher = Fetcher(budget, tenants, workers, counters, changed.append, lambda blocks: None)
     pagecache = PageCache(arena, tenants, counters, lambda file: None, lambda: 0, fetcher.wake)
-    prefetcher = Prefetcher(files, head_bytes, fetcher.wake)
+    prefetcher = Prefetcher(files, head_bytes, budget.lead_first // 4, fetcher.wake)
     reader = Reader(arena, tenants, fetcher, prefetcher, counters, pagecache, deadline_s)
+    guide = Guide(workers, fetcher, arena, lambda file: bucket.listing(), counters)
     engine = Engine(bucket, workers, files, tenants, fetcher, prefetcher, reader, counters, changed)
     try:
         async with trio.open_nursery() as nursery:
             workers.attend(nursery, fetcher.on_read)
             nursery.start_soon(fetcher.run, prefetcher.next_run)
+            if guided:
+                nursery.start_soon(prefetcher.run, guide)
             yield engine
             nursery.cancel_scope.cancel()
     finally:

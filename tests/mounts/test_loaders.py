@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,15 +59,32 @@ def test_transformers_loads_the_model_from_the_path(
     assert tokens[0] == tokens[1]
 
 
-def test_looking_at_headers_does_not_download_the_shards(mounted: Mounted) -> None:
-    """Opening every shard for its tensor names costs a small part of the model."""
-    names = 0
-    for shard in shards(mounted.path):
-        with safe_open(shard, framework="pt") as file:
-            names += len(file.keys())
-    assert names > 0
-    model = sum(shard.stat().st_size for shard in shards(mounted.path))
-    assert mounted.counters()["bytes_fetched"] < model / 2
+def test_looking_at_headers_downloads_the_headers(weed: Weed, model_bucket: str) -> None:
+    """Opening every shard for its tensor names fetches one block of each, and nothing besides."""
+    options = ("--set", "kernel.read_ahead_kb=1024")
+    with open_mount(f"s3://{model_bucket}", *options, environment=weed.environment) as mounted:
+        names = 0
+        for shard in shards(mounted.path):
+            with safe_open(shard, framework="pt") as file:
+                names += len(file.keys())
+        assert names > 0
+        wait_until(lambda: mounted.status()["arena"]["fetching"] == 0)
+        assert mounted.counters()["bytes_fetched"] <= len(shards(mounted.path)) << 20
+
+
+def test_small_files_come_along_with_the_first(mounted: Mounted, model_directory: Path) -> None:
+    """After config.json the tokenizer and the rest are there already, and no weights."""
+    small = [path for path in model_directory.iterdir() if path.suffix == ".json"]
+    size = sum(path.stat().st_size for path in small)
+    os.listdir(mounted.path)
+    (mounted.path / "config.json").read_bytes()
+    wait_until(lambda: mounted.counters()["bytes_fetched"] >= size)
+    before = mounted.counters()
+    for path in small:
+        assert (mounted.path / path.name).read_bytes() == path.read_bytes()
+    after = mounted.counters()
+    assert after["misses"] == before["misses"]
+    assert after["bytes_fetched"] == size
 
 
 def test_reading_one_shard_brings_the_next_one(mounted: Mounted) -> None:

@@ -5,9 +5,15 @@ from hypothesis import strategies as st
 
 from fusefs.objects import Extent
 from fusefs.policy.extents import block_count
+from fusefs.policy.kinds import Kind
 from fusefs.policy.plan import SMALL_FILE_BYTES, FilePlan, Priority
 
 MIB = 1 << 20
+
+
+def nothing(block: int) -> bool:
+    """No block is here or on its way."""
+    return False
 
 
 def drain(plan: FilePlan, priority: Priority, limit: int = 10_000) -> list[int]:
@@ -32,7 +38,7 @@ def test_a_whole_file_is_wanted_once_from_the_touched_block_on(
     size: int, origin: int, range_blocks: int
 ) -> None:
     """Every block exactly once: from the origin to the end, then from the start to the origin."""
-    plan = FilePlan(size, MIB, range_blocks, is_shard=True)
+    plan = FilePlan(size, MIB, range_blocks, Kind.SHARD)
     plan.want_whole(origin)
     blocks = block_count(size, MIB)
     start = min(origin, blocks - 1)
@@ -43,16 +49,16 @@ def test_a_whole_file_is_wanted_once_from_the_touched_block_on(
 @given(
     st.integers(1, 300 * MIB),
     st.lists(st.tuples(st.integers(0, 300 * MIB), st.integers(1, MIB)), max_size=40),
-    st.booleans(),
+    st.sampled_from(Kind),
 )
 def test_windows_stay_inside_the_file(
-    size: int, accesses: list[tuple[int, int]], is_shard: bool
+    size: int, accesses: list[tuple[int, int]], kind: Kind
 ) -> None:
     """Whatever is accessed, no run leaves the file, repeats a block, or goes on for ever."""
-    plan = FilePlan(size, MIB, 8, is_shard)
+    plan = FilePlan(size, MIB, 8, kind)
     for offset, length in accesses:
         start = offset % size
-        plan.access(Extent(start, min(size, start + length)))
+        plan.access(Extent(start, min(size, start + length)), nothing)
         wanted = drain(plan, Priority.STREAM)
         assert len(set(wanted)) == len(wanted)
         assert all(0 <= block < plan.blocks for block in wanted)
@@ -60,20 +66,20 @@ def test_windows_stay_inside_the_file(
 
 def test_a_sequential_reader_of_any_file_gets_a_growing_window() -> None:
     """The second access in a row starts a window ahead of the reader."""
-    plan = FilePlan(1024 * MIB, MIB, 8, is_shard=False)
-    plan.access(Extent(0, MIB))
+    plan = FilePlan(1024 * MIB, MIB, 8, Kind.OPAQUE)
+    plan.access(Extent(0, MIB), nothing)
     assert drain(plan, Priority.STREAM) == []
-    plan.access(Extent(MIB, 2 * MIB))
+    plan.access(Extent(MIB, 2 * MIB), nothing)
     first = drain(plan, Priority.STREAM)
-    plan.access(Extent(2 * MIB, 3 * MIB))
+    plan.access(Extent(2 * MIB, 3 * MIB), nothing)
     assert first[-1] < drain(plan, Priority.STREAM)[-1]
 
 
 def test_a_backward_reader_gets_blocks_below_it() -> None:
     """A stream going down is fetched downwards, nearest first."""
-    plan = FilePlan(1024 * MIB, MIB, 8, is_shard=False)
-    plan.access(Extent(500 * MIB, 501 * MIB))
-    plan.access(Extent(499 * MIB, 500 * MIB))
+    plan = FilePlan(1024 * MIB, MIB, 8, Kind.OPAQUE)
+    plan.access(Extent(500 * MIB, 501 * MIB), nothing)
+    plan.access(Extent(499 * MIB, 500 * MIB), nothing)
     taken = {499, 500}
     run = plan.next_run(Priority.STREAM, taken.__contains__)
     assert run == (498, 1)
@@ -81,10 +87,10 @@ def test_a_backward_reader_gets_blocks_below_it() -> None:
 
 def test_ranges_grow_with_their_distance_to_the_reader() -> None:
     """Next to the reader small ranges, far ahead full ones."""
-    plan = FilePlan(1024 * MIB, MIB, 8, is_shard=False)
-    for i in range(8):
-        plan.access(Extent(i * MIB, (i + 1) * MIB))
-    taken = set(range(8))
+    plan = FilePlan(1024 * MIB, MIB, 8, Kind.OPAQUE)
+    for i in range(12):
+        plan.access(Extent(i * MIB, (i + 1) * MIB), nothing)
+    taken = set(range(12))
     sizes = []
     while run := plan.next_run(Priority.STREAM, taken.__contains__):
         taken.update(range(run[0], run[0] + run[1]))
@@ -95,14 +101,14 @@ def test_ranges_grow_with_their_distance_to_the_reader() -> None:
 
 def test_small_files_are_fetched_whole_at_the_first_touch() -> None:
     """config.json and its like come with one request's worth of bytes."""
-    plan = FilePlan(SMALL_FILE_BYTES, MIB, 8, is_shard=False)
-    plan.access(Extent(0, 4096))
+    plan = FilePlan(SMALL_FILE_BYTES, MIB, 8, Kind.OPAQUE)
+    plan.access(Extent(0, 4096), nothing)
     assert drain(plan, Priority.REST) == list(range(8))
 
 
 def test_consumed_blocks_are_not_fetched_again_in_the_same_pass() -> None:
     """What the page cache has got is left alone, until somebody asks for it once more."""
-    plan = FilePlan(10 * MIB, MIB, 8, is_shard=True)
+    plan = FilePlan(10 * MIB, MIB, 8, Kind.SHARD)
     plan.mark_consumed(3)
     plan.want_whole(0)
     assert 3 not in drain(plan, Priority.REST)
@@ -112,9 +118,9 @@ def test_consumed_blocks_are_not_fetched_again_in_the_same_pass() -> None:
 
 def test_a_plan_that_was_stopped_wants_nothing() -> None:
     """A closed file is not fetched any further."""
-    plan = FilePlan(100 * MIB, MIB, 8, is_shard=True)
+    plan = FilePlan(100 * MIB, MIB, 8, Kind.SHARD)
     plan.want_whole(0)
-    plan.access(Extent(0, MIB))
+    plan.access(Extent(0, MIB), nothing)
     plan.stop()
-    assert plan.next_run(Priority.STREAM, lambda block: False) is None
-    assert plan.next_run(Priority.REST, lambda block: False) is None
+    assert plan.next_run(Priority.STREAM, nothing) is None
+    assert plan.next_run(Priority.REST, nothing) is None

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fusefs.policy.shards import natural_key, shard_order, shards_after
+from fusefs.policy.shards import group_of, natural_key, shard_order, shards_after
 
 
 def test_numbered_shards_follow_each_other_naturally() -> None:
@@ -45,3 +45,10 @@ def test_natural_order_is_total(names: list[str]) -> None:
     """Any file names can be sorted, and sorting twice changes nothing."""
     once = sorted(names, key=natural_key)
     assert sorted(once, key=natural_key) == once
+
+
+def test_archives_and_gguf_files_come_in_families_too() -> None:
+    """With "of" in their names they are shards of one model; without, who knows."""
+    assert group_of("pytorch_model-00001-of-00003.bin") == "pytorch_model-#-of-00003.bin"
+    assert group_of("m-Q8_0-00002-of-00009.gguf") == "m-Q8_0-#-of-00009.gguf"
+    assert group_of("data_001.bin") is None

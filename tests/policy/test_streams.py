@@ -77,3 +77,12 @@ def test_the_window_is_bounded() -> None:
     for i in range(20):
         stream = tracker.access(at(i))
     assert stream.window_bytes == 16 * MIB
+
+
+def test_in_files_of_unknown_kind_a_window_is_earned() -> None:
+    """What was left out on the way counts against the window; reading in order earns it fast."""
+    dense, sparse = StreamTracker(256 * MIB, 0, 4), StreamTracker(256 * MIB, 0, 4)
+    for i in range(20):
+        ordered, chance = dense.access(at(i)), sparse.access(at(10 * i))
+    assert ordered.window_bytes == 80 * MIB
+    assert chance.window_bytes < 10 * MIB
