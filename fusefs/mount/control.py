@@ -11,9 +11,11 @@ import json
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import fusefs
+from fusefs.engine.pace import Pace
 from fusefs.engine.pool import Pool
 from fusefs.engine.slots import Slots
 from fusefs.mount.tuning import Knob, as_status
@@ -26,6 +28,16 @@ STATUS_VERSION = 1
 STATS_NAME = b"user.fusefs.stats"
 
 
+@dataclass(frozen=True, slots=True)
+class EngineParts:
+    """The parts of the engine that tell of themselves."""
+
+    budget: ArenaBudget
+    pool: Pool
+    slots: Slots
+    pace: Pace
+
+
 class Status:
     """Puts the status together.
 
@@ -35,17 +47,13 @@ class Status:
     def __init__(
         self,
         job: dict[str, Any],
-        budget: ArenaBudget,
-        pool: Pool,
-        slots: Slots,
+        engine: EngineParts,
         counters: Counters,
         warnings: RecentWarnings,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._job = job
-        self._budget = budget
-        self._pool = pool
-        self._slots = slots
+        self._engine = engine
         self._counters = counters
         self._warnings = warnings
         self._now = now
@@ -56,7 +64,7 @@ class Status:
 
     def stats(self) -> bytes:
         """The answer to `user.fusefs.stats`: JSON, documented in docs/operations.md."""
-        budget = self._budget
+        budget, pool = self._engine.budget, self._engine.pool
         answer = {
             "v": STATUS_VERSION,
             "version": fusefs.__version__,
@@ -66,15 +74,16 @@ class Status:
             "pids": {
                 "keeper": self._keeper_pid,
                 "daemon": os.getpid(),
-                "spawner": self._pool.spawner_pid,
-                "workers": self._pool.pids,
+                "spawner": pool.spawner_pid,
+                "workers": pool.pids,
             },
             "counters": self._counters.snapshot(),
             "arena": {
                 "size_bytes": budget.size_bytes,
                 "block_bytes": budget.block_size,
-                **self._slots.statistics(),
+                **self._engine.slots.statistics(),
             },
+            "fetching": self._engine.pace.statistics(),
             "memory_limit_bytes": budget.limit,
             "kernel": as_status(self.knobs),
             "warnings": list(self._warnings.lines),

@@ -26,13 +26,14 @@ from fusefs.engine.arena import Arena
 from fusefs.engine.blocks import File, FileTable
 from fusefs.engine.fetcher import Fetcher
 from fusefs.engine.guide import Guide, Names
-from fusefs.engine.machine import cores_available, memory_available
+from fusefs.engine.machine import CoresBusy, cores_available, memory_available
+from fusefs.engine.pace import Pace
 from fusefs.engine.pool import Pool
 from fusefs.engine.prefetcher import Prefetcher
 from fusefs.engine.reader import Reader
 from fusefs.engine.slots import Slots
 from fusefs.errors import ConfigError, FusefsError
-from fusefs.mount.control import Status
+from fusefs.mount.control import EngineParts, Status
 from fusefs.mount.kernel import find_mount
 from fusefs.mount.operations import Operations
 from fusefs.mount.tuning import tune
@@ -71,21 +72,28 @@ class Daemon:
             limit, workers, engine.block_size, engine.range_size, engine.connections
         )
         self._arena = Arena(self._budget)
-        threads = max(1, -(-engine.connections // workers))
+        threads = -(-self._budget.connections_max // workers)
         self._pool = Pool(workers, threads, self._counters)
-        self._files = FileTable(self._budget.block_size, self._budget.range_blocks)
+        self._pace = Pace(self._budget, self._counters, CoresBusy().since_last)
+        self._files = FileTable(self._budget.block_size, self._budget.range_blocks_max)
         self._slots = Slots(self._budget, self._files, self._counters)
         self._fetcher = Fetcher(
-            self._budget, self._slots, self._pool, self._counters, self._object_changed
+            self._budget,
+            self._slots,
+            self._pool,
+            self._counters,
+            self._object_changed,
+            self._pace,
         )
         self._prefetcher = Prefetcher(
             self._files, config.kernel.read_ahead_kb * 1024, self._fetcher.wake
         )
-        self._names = Names(self._pool, self._counters)
+        self._names = Names(self._pool, self._counters, self._pace.throttled)
         self._tree = Tree(
             self._names, self._source.prefix, config.tree, self._counters, trio.current_time
         )
-        self._status = Status(job, self._budget, self._pool, self._slots, self._counters, recent)
+        engine_parts = EngineParts(self._budget, self._pool, self._slots, self._pace)
+        self._status = Status(job, engine_parts, self._counters, recent)
         self._guide = Guide(self._pool, self._fetcher, self._arena, self._siblings, self._counters)
 
     async def run(self, keeper: trio.socket.SocketType, job_fd: int) -> None:

@@ -18,6 +18,7 @@ from fusefs.engine import jobs
 from fusefs.engine.arena import Arena
 from fusefs.engine.blocks import File, FileTable
 from fusefs.engine.fetcher import Fetcher
+from fusefs.engine.pace import Pace
 from fusefs.engine.prefetcher import Prefetcher
 from fusefs.engine.reader import Reader
 from fusefs.engine.slots import Slots
@@ -166,10 +167,11 @@ async def open_engine(
     counters = Counters()
     bucket = SimulatedBucket()
     workers = SimulatedWorkers(bucket, arena, capacity)
-    files = FileTable(BLOCK, budget.range_blocks)
+    files = FileTable(BLOCK, budget.range_blocks_max)
     changed: list[File] = []
     tenants = Slots(budget, files, counters)
-    fetcher = Fetcher(budget, tenants, workers, counters, changed.append)
+    pace = Pace(budget, counters, lambda: 0.0)
+    fetcher = Fetcher(budget, tenants, workers, counters, changed.append, pace)
     prefetcher = Prefetcher(files, head_bytes, fetcher.wake)
     reader = Reader(arena, tenants, fetcher, prefetcher, counters, deadline_s)
     engine = Engine(bucket, workers, files, tenants, fetcher, prefetcher, reader, counters, changed)
