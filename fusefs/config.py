@@ -186,13 +186,13 @@ class EngineConfig:
         1 * MIB, _BLOCK, "unit of caching, of fetching and of waiting",
         "as large as the largest request of the kernel",
     )  # fmt: skip
-    range_size: int = _setting(
-        8 * MIB, _size(64 * KIB, 1 * GIB), "most bytes asked of the store by one request",
-        "from 8M on, an SDK costs no more CPU per byte than a native client",
+    range_size: int | None = _setting(
+        None, _size(64 * KIB, 1 * GIB), "most bytes asked of the store by one request",
+        "automatic is 8M, and up to 32M once the store limits requests",
     )  # fmt: skip
-    connections: int = _setting(
-        32, _count(1, 1024), "requests under way at once, over all workers",
-        "one connection to an object store carries 50-90 MB/s: 32 fill 20 Gbit/s",
+    connections: int | None = _setting(
+        None, _count(1, 1024), "most requests under way at once, over all workers",
+        "automatic starts at 32 and follows the measured throughput, up to 256",
     )  # fmt: skip
     workers: int | None = _setting(
         None, _count(1, 256), "processes that fetch", "automatic goes by the cores"

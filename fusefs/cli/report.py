@@ -84,6 +84,8 @@ def _status_rows(stats: dict[str, Any]) -> Iterator[tuple[str, str]]:
         "names",
         f"{number('list_hits')} answered without a request, {number('names_hidden')} hidden",
     )
+    if "fetching" in stats:
+        yield "fetching", _fetching(stats["fetching"])
     if number("workers_replaced"):
         yield "replaced", f"{number('workers_replaced')} workers that died"
     yield "arena", _arena(stats.get("arena", {}))
@@ -100,6 +102,14 @@ def _processes(pids: dict[str, Any]) -> str:
     parts = [f"{name} {pids[name]}" for name in singles if pids.get(name)]
     workers = " ".join(map(str, pids.get("workers", [])))
     return ", ".join([*parts, f"workers {workers}" if workers else "no workers"])
+
+
+def _fetching(fetching: dict[str, Any]) -> str:
+    return (
+        f"{fetching.get('in_flight', 0)} requests in flight, now up to {fetching.get('limit', 0)}"
+        f" (at most {fetching.get('limit_max', 0)}) of {show_bytes(fetching.get('range_bytes', 0))}"
+        f"{', throttled by the store' if fetching.get('throttled') else ''}"
+    )
 
 
 def _arena(arena: dict[str, Any]) -> str:

@@ -51,7 +51,7 @@ def resolve_config(
         component, _, key = name.partition(".")
         parts.setdefault(component, {})[key] = value
     config = config_from_json_dict(parts)
-    if config.engine.range_size % config.engine.block_size:
+    if (config.engine.range_size or 0) % config.engine.block_size:
         raise ConfigError("engine.range_size must be a multiple of engine.block_size")
     return config
 

@@ -22,6 +22,7 @@ import trio
 
 from fusefs.engine import jobs
 from fusefs.engine.blocks import Block, File, State
+from fusefs.engine.pace import Pace
 from fusefs.engine.slots import Slots
 from fusefs.errors import (
     CorruptData,
@@ -46,9 +47,6 @@ CORRUPT_ATTEMPTS_MAX = 3
 """A lying answer may be one broken proxy connection; three in a row are the object's own trouble.
 """
 
-RESERVED_JOBS_FRACTION = 8
-"""One thread in eight is kept for demand and questions: a page fault finds a connection at once."""
-
 
 class Workers(Protocol):
     """What the fetcher needs of the pool."""
@@ -56,10 +54,6 @@ class Workers(Protocol):
     @property
     def idle(self) -> int:
         """How many jobs can start now."""
-
-    @property
-    def capacity(self) -> int:
-        """How many jobs can run at once."""
 
     def new_job(self) -> int:
         """A number no job has had."""
@@ -82,13 +76,26 @@ NextRun = Callable[[], tuple[File, int, int] | None]
 
 @dataclass(frozen=True, slots=True)
 class _Tries:
-    """How often some blocks have failed, and how often of that with wrong bytes."""
+    """How often some blocks have failed; of that with wrong bytes, or by order of the store."""
 
     failed: int = 0
     corrupt: int = 0
+    throttled: int = 0
 
     def after(self, error: FusefsError) -> _Tries:
-        return _Tries(self.failed + 1, self.corrupt + isinstance(error, CorruptData))
+        return _Tries(
+            self.failed + 1,
+            self.corrupt + isinstance(error, CorruptData),
+            self.throttled + isinstance(error, StoreThrottled),
+        )
+
+    def are_spent(self, blocks: list[Block]) -> bool:
+        """Whether to let go of blocks: nobody waits for them, and there was no "later" as answer.
+
+        A plan does not come back to what was given up, so a reader would meet it block by block.
+        """
+        refused = self.failed if blocks[0].file.opens <= 0 else self.failed - self.throttled
+        return refused >= PREFETCH_ATTEMPTS_MAX and not any(block.waiters for block in blocks)
 
 
 _FIRST = _Tries()
@@ -100,6 +107,7 @@ class _Run:
 
     blocks: list[Block]
     tries: _Tries
+    told_s: float
     landed: int = 0
 
 
@@ -119,6 +127,7 @@ class Fetcher:
         counters: Counters,
         on_changed: Callable[[File], None],
         on_landed: Callable[[list[Block]], None],
+        pace: Pace,
     ) -> None:
         self._budget = budget
         self._slots = slots
@@ -126,11 +135,11 @@ class Fetcher:
         self._counters = counters
         self._on_changed = on_changed
         self._on_landed = on_landed
+        self._pace = pace
         self._runs: dict[int, _Run] = {}
         self._demand: deque[tuple[Block, _Tries]] = deque()
         self._retries: list[tuple[float, int, list[Block], _Tries]] = []
         self._serial = itertools.count()
-        self._prefetch_after_s = 0.0
         self._wakeup = trio.Event()
 
     def demand(self, file: File, indices: range) -> tuple[list[Block], Found]:
@@ -179,6 +188,7 @@ class Fetcher:
             self._land(run, message["landed"] // self._budget.block_size)
             return
         del self._runs[message["id"]]
+        self._pace.ended()
         if "ok" in message:
             self._land(run, len(run.blocks))
         elif "lost" in message:
@@ -192,26 +202,25 @@ class Fetcher:
     def _next_alarm(self) -> float:
         now = trio.current_time()
         alarms = [self._retries[0][0]] if self._retries else []
-        if self._prefetch_after_s > now:
-            alarms.append(self._prefetch_after_s)
+        if self._pace.alarm_s > now:
+            alarms.append(self._pace.alarm_s)
         return min(alarms, default=float("inf"))
 
     def _pump(self, next_run: NextRun) -> None:
-        while self._demand and self._workers.idle > 0:
+        pace = self._pace
+        while self._demand and self._workers.idle > 0 and pace.may_demand():
             blocks, tries = self._next_demand()
             if blocks and not self._start(blocks, tries, Rank.ACTIVE):
                 self._demand.extendleft((block, tries) for block in reversed(blocks))
                 return  # every slot is pinned or in flight; a release or an answer wakes us
-        reserve = max(1, self._workers.capacity // RESERVED_JOBS_FRACTION)
-        now = trio.current_time()
-        if now < self._prefetch_after_s:
-            return
-        while self._workers.idle > reserve and self._slots.may_prefetch():
+        while self._workers.idle > 0 and pace.may_prefetch():
+            if not self._slots.may_prefetch(pace.range_blocks, pace.in_flight_max):
+                return
             wanted = next_run()
             if wanted is None:
                 return
             file, first, count = wanted
-            blocks = [Block(file, first + i) for i in range(count)]
+            blocks = [Block(file, first + i) for i in range(min(count, pace.range_blocks))]
             if not self._start(blocks, _FIRST, Rank.IDLE):
                 return
 
@@ -219,7 +228,7 @@ class Fetcher:
         """Queued blocks that one request can fetch: neighbours in one file, tried equally often."""
         block, tries = self._demand.popleft()
         blocks = [block]
-        while self._demand and len(blocks) < self._budget.range_blocks:
+        while self._demand and len(blocks) < self._pace.range_blocks:
             following, tried = self._demand[0]
             if following.file is not block.file or tried != tries:
                 break
@@ -239,7 +248,8 @@ class Fetcher:
         file = blocks[0].file
         extent = extent_of(blocks[0].index, count, self._budget.block_size, file.meta.size)
         job = self._workers.new_job()
-        self._runs[job] = _Run(blocks[:count], tries)
+        self._runs[job] = _Run(blocks[:count], tries, trio.current_time())
+        self._pace.started(extent.size)
         self._counters.requests += 1
         self._counters.requests_read += 1
         at = blocks[0].slot * self._budget.block_size
@@ -250,18 +260,23 @@ class Fetcher:
 
     def _land(self, run: _Run, landed: int) -> None:
         now = trio.current_time()
+        size = 0
         blocks = run.blocks[run.landed : landed]
         for block in blocks:
-            self._counters.bytes_fetched += block.extent.size
+            size += block.extent.size
             block.touched_s = now
             block.settle(State.READY)
-        run.landed = max(run.landed, landed)
         if blocks:
+            self._counters.bytes_fetched += size
+            self._pace.landed(size, run.told_s, is_first=run.landed == 0)
+            run.told_s, run.landed = now, landed
             self._on_landed(blocks)
 
     def _failed(self, run: _Run, error: FusefsError) -> None:
         """Retry what may succeed later, fail the rest. The worker has stopped writing."""
         self._counters.fetch_errors += 1
+        if isinstance(error, StoreThrottled):
+            self._pace.throttled(error.retry_after_s)
         blocks = run.blocks[run.landed :]
         file = run.blocks[0].file
         tries = run.tries.after(error)
@@ -285,15 +300,13 @@ class Fetcher:
             return tries.corrupt < CORRUPT_ATTEMPTS_MAX
         if not isinstance(error, StoreUnavailable):
             return False
-        return tries.failed < PREFETCH_ATTEMPTS_MAX or any(block.waiters for block in blocks)
+        return not tries.are_spent(blocks)
 
     def _retry_later(self, blocks: list[Block], tries: _Tries, error: FusefsError) -> None:
         retry_after_s = error.retry_after_s if isinstance(error, StoreThrottled) else None
         chance = random.random()  # noqa: S311 - jitter, no secret
         pause = backoff_s(tries.failed, chance, retry_after_s)
         due = trio.current_time() + pause
-        if isinstance(error, StoreThrottled):
-            self._prefetch_after_s = max(self._prefetch_after_s, due)
         self._counters.retries += 1
         log.info("fetching %s again in %.1f s: %s", blocks[0].file.meta.id.key, pause, error)
         for block in blocks:
@@ -305,7 +318,7 @@ class Fetcher:
         now = trio.current_time()
         while self._retries and self._retries[0][0] <= now:
             _, _, blocks, tries = heapq.heappop(self._retries)
-            if tries.failed >= PREFETCH_ATTEMPTS_MAX and not any(block.waiters for block in blocks):
+            if tries.are_spent(blocks):
                 self._give_up(blocks, StoreUnavailable("given up after repeated failures"))
                 continue
             self._demand.extendleft((block, tries) for block in reversed(blocks))

@@ -49,9 +49,15 @@ class Caller(Protocol):
 class Names:
     """Listings and heads of the store; retried, counted. Obeys `fusefs.tree`'s Lister."""
 
-    def __init__(self, caller: Caller, counters: Counters) -> None:
+    def __init__(
+        self,
+        caller: Caller,
+        counters: Counters,
+        on_throttled: Callable[[float | None], None],
+    ) -> None:
         self._caller = caller
         self._counters = counters
+        self._on_throttled = on_throttled
 
     async def check(self, prefix: str) -> None:
         """Return if the source can be mounted; raises what `Store.check` raises."""
@@ -84,7 +90,10 @@ class Names:
                 except StoreUnavailable as error:
                     last = error
                     self._counters.retries += 1
-                    after = error.retry_after_s if isinstance(error, StoreThrottled) else None
+                    after = None
+                    if isinstance(error, StoreThrottled):
+                        after = error.retry_after_s
+                        self._on_throttled(after)
                     chance = random.random()  # noqa: S311 - jitter, no secret
                     await trio.sleep(backoff_s(attempt, chance, after))
         raise last

@@ -40,6 +40,25 @@ def cores_available() -> int:
     return len(os.sched_getaffinity(0))
 
 
+class CoresBusy:
+    """How busy all cores of the machine were.
+
+    The mutable state of CoresBusy is the kernel's sums at the last look.
+    """
+
+    def __init__(self, root: Path = Path("/")) -> None:
+        self._file = root / "proc/stat"
+        self._busy, self._all = 0, 0
+
+    def since_last(self) -> float:
+        """Busy part, 0 to 1, of the time since the last call (the first: since the boot)."""
+        ticks = [int(field) for field in self._file.read_text().split("\n", 1)[0].split()[1:9]]
+        busy, all_ = sum(ticks) - ticks[3] - ticks[4], sum(ticks)  # less "idle" and "iowait"
+        part = (busy - self._busy) / max(1, all_ - self._all)
+        self._busy, self._all = busy, all_
+        return part
+
+
 def _meminfo(root: Path, name: str) -> int:
     for line in (root / "proc/meminfo").read_text().splitlines():
         if line.startswith(f"{name}:"):

@@ -113,9 +113,13 @@ class Slots:
         block.served = block.extent.size
         block.file.plan.mark_pushed(block.index)
 
-    def may_prefetch(self) -> bool:
-        """Whether a full range fits the lead: topping it up block by block costs requests."""
-        room = self._lead - self._budget.range_blocks
+    def may_prefetch(self, range_blocks: int, in_flight_max: int) -> bool:
+        """Whether a full range fits the lead: topping it up block by block costs requests.
+
+        The lead is at least `in_flight_max`, the blocks of all requests that may be in flight.
+        """
+        lead = max(self._lead, min(in_flight_max, self._budget.unread_max))
+        room = lead - range_blocks
         now = trio.current_time()
         if self._unread <= room:
             if self._held_since_s is not None:

@@ -13,6 +13,7 @@ import mmap
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -30,18 +31,30 @@ INDEX_BYTES_MAX = 64 << 20
 _LANDED_FIRST_BYTES = 1 << 20
 """One block. A message for each block would cost 5 % of the CPU of a fetch."""
 
+LANDED_EVERY_S = 0.05
+"""Slow connections tell of each block, so that nobody waits long for bytes that are there: at less
+than 20 MB/s for each connection, a message for each MiB costs next to nothing."""
+
 _THREAD_STACK_BYTES = 512 * 1024
 """Enough for the SDKs' call depth; the default 8 MiB of address space per thread counts in some
 container limits."""
 
 
 class Worker:
-    """Runs jobs. Shared by its threads; immutable after construction."""
+    """Runs jobs. Shared by its threads.
+
+    The mutable state of Worker is the count of its threads and of those that wait for a job, under
+    the lock. INVARIANT: one of them waits, unless there are as many as there may be.
+    """
 
     def __init__(self, store: Store, arena_fd: int, channel: socket.socket) -> None:
         self._store = store
         self._channel = channel
         self._arena = memoryview(mmap.mmap(arena_fd, 0))
+        self._lock = threading.Lock()
+        self._threads_max = 1
+        self._threads = 1
+        self._waiting = 1
         self._operations: dict[str, Callable[[jobs.Message], Any]] = {
             jobs.READ: self._read,
             jobs.LIST: self._list,
@@ -52,17 +65,41 @@ class Worker:
         }
 
     def run(self, threads: int) -> None:
-        """Serve until the daemon closes its end of the socket."""
+        """Serve until the daemon closes its end of the socket, with up to so many threads.
+
+        They start as they are needed: a mount that gets along with few connections has few.
+        """
         threading.stack_size(_THREAD_STACK_BYTES)
-        for number in range(threads - 1):
-            threading.Thread(target=self._serve, name=f"fetch-{number}", daemon=True).start()
+        self._threads_max = threads
         self._serve()
+
+    def _begin(self) -> None:
+        """The calling thread has a job: see to it that another one waits for the next."""
+        with self._lock:
+            self._waiting -= 1
+            if self._waiting or self._threads >= self._threads_max:
+                return
+            self._threads += 1
+            self._waiting += 1
+            name = f"fetch-{self._threads}"
+        try:
+            threading.Thread(target=self._serve, name=name, daemon=True).start()
+        except RuntimeError as error:
+            log.info("fewer threads than wanted: %s", error)  # jobs wait in the socket then
+            with self._lock:
+                self._threads_max = self._threads = self._threads - 1
+                self._waiting -= 1
+
+    def _end(self) -> None:
+        with self._lock:
+            self._waiting += 1
 
     def _serve(self) -> None:
         while True:
             data = self._channel.recv(jobs.MESSAGE_BYTES_MAX)
             if not data:
                 return
+            self._begin()
             message = jobs.decode(data)
             try:
                 answer = {"ok": self._operations[message["op"]](message)}
@@ -71,6 +108,7 @@ class Worker:
             except Exception as error:  # the body of a background task: the daemon must hear of it
                 log.exception("job %s failed in an unforeseen way", message["op"])
                 answer = {"error": to_wire(InternalError(f"{type(error).__name__}: {error}"))}
+            self._end()
             self._send(message["id"], answer)
 
     def _send(self, job: int, answer: jobs.Message) -> None:
@@ -92,11 +130,13 @@ class Worker:
     def _tell_landed(self, job: int, size: int) -> Callable[[int], None]:
         """Tell the daemon of the first MiB, of two, of four, …: who waits, waits for the first."""
         due = _LANDED_FIRST_BYTES
+        told_s = time.monotonic()
 
         def tell(landed: int) -> None:
-            nonlocal due
-            if due <= landed < size:  # the end is told by the answer
-                due = 2 * landed
+            nonlocal due, told_s
+            now = time.monotonic()
+            if landed < size and (landed >= due or now - told_s >= LANDED_EVERY_S):
+                due, told_s = 2 * landed, now  # the end is told by the answer
                 self._send(job, {"landed": landed})
 
         return tell

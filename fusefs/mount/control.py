@@ -10,9 +10,11 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import fusefs
+from fusefs.engine.pace import Pace
 from fusefs.engine.pagecache import PageCache
 from fusefs.engine.pool import Pool
 from fusefs.engine.slots import Slots
@@ -26,6 +28,17 @@ STATUS_VERSION = 1
 STATS_NAME = b"user.fusefs.stats"
 
 
+@dataclass(frozen=True, slots=True)
+class EngineParts:
+    """The parts of the engine that tell of themselves."""
+
+    budget: ArenaBudget
+    pool: Pool
+    slots: Slots
+    pace: Pace
+    pagecache: PageCache
+
+
 class Status:
     """Puts the status together.
 
@@ -35,18 +48,12 @@ class Status:
     def __init__(
         self,
         job: dict[str, Any],
-        budget: ArenaBudget,
-        pool: Pool,
-        slots: Slots,
-        pagecache: PageCache,
+        engine: EngineParts,
         counters: Counters,
         warnings: RecentWarnings,
     ) -> None:
         self._job = job
-        self._budget = budget
-        self._pool = pool
-        self._slots = slots
-        self._pagecache = pagecache
+        self._engine = engine
         self._counters = counters
         self._warnings = warnings
         self._started = time.monotonic()
@@ -56,7 +63,7 @@ class Status:
 
     def stats(self) -> bytes:
         """The answer to `user.fusefs.stats`: JSON, documented in docs/operations.md."""
-        budget = self._budget
+        budget, pool = self._engine.budget, self._engine.pool
         answer = {
             "v": STATUS_VERSION,
             "version": fusefs.__version__,
@@ -66,18 +73,19 @@ class Status:
             "pids": {
                 "keeper": self._keeper_pid,
                 "daemon": os.getpid(),
-                "spawner": self._pool.spawner_pid,
-                "workers": self._pool.pids,
-                "pusher": self._pagecache.pid,
+                "spawner": pool.spawner_pid,
+                "workers": pool.pids,
+                "pusher": self._engine.pagecache.pid,
             },
             "counters": self._counters.snapshot(),
             "arena": {
                 "size_bytes": budget.size_bytes,
                 "block_bytes": budget.block_size,
-                **self._slots.statistics(),
+                **self._engine.slots.statistics(),
             },
+            "fetching": self._engine.pace.statistics(),
             "memory_limit_bytes": budget.limit,
-            "page_cache": self._pagecache.statistics(),
+            "page_cache": self._engine.pagecache.statistics(),
             "kernel": as_status(self.knobs),
             "warnings": list(self._warnings.lines),
         }

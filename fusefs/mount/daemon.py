@@ -28,18 +28,20 @@ from fusefs.engine.blocks import Block, File, FileTable
 from fusefs.engine.fetcher import Fetcher
 from fusefs.engine.guide import Guide, Names
 from fusefs.engine.machine import (
+    CoresBusy,
     cores_available,
     memory_available,
     name_process,
     page_cache_room,
 )
+from fusefs.engine.pace import Pace
 from fusefs.engine.pagecache import PageCache, start_pusher
 from fusefs.engine.pool import Pool
 from fusefs.engine.prefetcher import Prefetcher
 from fusefs.engine.reader import Reader
 from fusefs.engine.slots import Slots
 from fusefs.errors import ConfigError, FusefsError
-from fusefs.mount.control import Status
+from fusefs.mount.control import EngineParts, Status
 from fusefs.mount.kernel import find_mount
 from fusefs.mount.operations import Operations
 from fusefs.mount.tuning import may_abort, tune
@@ -85,9 +87,10 @@ class Daemon:
             limit, workers, engine.block_size, engine.range_size, engine.connections
         )
         self._arena = Arena(self._budget)
-        threads = max(1, -(-engine.connections // workers))
+        threads = -(-self._budget.connections_max // workers)
         self._pool = Pool(workers, threads, self._counters)
-        self._files = FileTable(self._budget.block_size, self._budget.range_blocks)
+        self._pace = Pace(self._budget, self._counters, CoresBusy().since_last)
+        self._files = FileTable(self._budget.block_size, self._budget.range_blocks_max)
         self._slots = Slots(self._budget, self._files, self._counters)
         self._fetcher = Fetcher(
             self._budget,
@@ -96,6 +99,7 @@ class Daemon:
             self._counters,
             self._object_changed,
             self._landed,
+            self._pace,
         )
         self._pagecache = PageCache(
             self._arena,
@@ -111,12 +115,15 @@ class Daemon:
             self._budget.lead_first // COMPANION_LEAD_FRACTION,
             self._fetcher.wake,
         )
-        self._names = Names(self._pool, self._counters)
+        self._names = Names(self._pool, self._counters, self._pace.throttled)
         self._tree = Tree(
             self._names, self._source.prefix, config.tree, self._counters, trio.current_time
         )
         self._status = Status(
-            job, self._budget, self._pool, self._slots, self._pagecache, self._counters, recent
+            job,
+            EngineParts(self._budget, self._pool, self._slots, self._pace, self._pagecache),
+            self._counters,
+            recent,
         )
         self._guide = Guide(self._pool, self._fetcher, self._arena, self._siblings, self._counters)
 

@@ -31,16 +31,37 @@ WORKER_BYTES = 20 * MIB
 """What a worker with its threads and TLS buffers adds: 15 MiB measured, and room to breathe."""
 
 
+CONNECTIONS_FIRST = 32
+"""One connection to an object store carries 50-90 MB/s: 32 fill 20 Gbit/s, and a store that is slow
+to answer is asked for more within a second."""
+
+CONNECTIONS_MAX = 256
+"""What 10 MB/s per connection need to fill 20 Gbit/s."""
+
+RANGE_BYTES = 8 * MIB
+"""From there on, an SDK costs no more CPU per byte than a native client."""
+
+RANGE_BYTES_MAX = 32 * MIB
+"""A store that limits requests, not bytes, gives four times as much with it."""
+
+
 @dataclass(frozen=True, slots=True)
 class ArenaBudget:
-    """The arena's shape. INVARIANT: 0 < lead_first <= unread_max < slots."""
+    """The arena's shape, and what may be in flight into it.
+
+    INVARIANT: 0 < lead_first <= unread_max < slots; 0 < connections_first <= connections_max;
+    0 < range_blocks <= range_blocks_max.
+    """
 
     limit: int
     slots: int
     block_size: int
     range_blocks: int
+    range_blocks_max: int
     unread_max: int
     lead_first: int
+    connections_first: int
+    connections_max: int
 
     @property
     def size_bytes(self) -> int:
@@ -60,13 +81,17 @@ def memory_limit(wanted: int | None, available: int) -> int:
 
 
 def arena_budget(
-    limit: int, workers: int, block_size: int, range_size: int, connections: int
+    limit: int, workers: int, block_size: int, range_size: int | None, connections: int | None
 ) -> ArenaBudget:
     """Share out `limit`: the arena takes all of it, prefetch up to three quarters of the slots.
 
     A range is at most an eighth of the arena, so that a small one still has several in flight. What
     may be in flight or unread at first is one range for each connection: with less some of them
     stand idle, and more only touches more memory, unless the reader comes in bursts.
+
+    None for `range_size` or `connections` lets them follow what is measured, within what memory
+    allows: at first as many connections as there is room for full ranges, at most one for each
+    block. A number is never exceeded.
 
     Raises ConfigError if many workers leave too little.
     """
@@ -77,7 +102,21 @@ def arena_budget(
             f"{(extra + MEMORY_MIN) // MIB} MiB or take fewer workers"
         )
     slots = max(2, (limit - extra) // block_size)
-    range_blocks = max(1, min(range_size // block_size, slots // 8))
     unread_max = max(1, slots - max(1, slots // RESERVE_FRACTION))
-    lead_first = max(1, min(unread_max, connections * range_blocks))
-    return ArenaBudget(limit, slots, block_size, range_blocks, unread_max, lead_first)
+    range_blocks = max(1, min((range_size or RANGE_BYTES) // block_size, slots // 8))
+    range_blocks_max = max(1, min((range_size or RANGE_BYTES_MAX) // block_size, slots // 8))
+    connections_max = connections or min(CONNECTIONS_MAX, max(2, unread_max))
+    connections_first = connections or min(
+        CONNECTIONS_FIRST, connections_max, max(2, unread_max // range_blocks)
+    )
+    return ArenaBudget(
+        limit=limit,
+        slots=slots,
+        block_size=block_size,
+        range_blocks=range_blocks,
+        range_blocks_max=range_blocks_max,
+        unread_max=unread_max,
+        lead_first=max(1, min(unread_max, connections_first * range_blocks)),
+        connections_first=connections_first,
+        connections_max=connections_max,
+    )

@@ -37,6 +37,7 @@ from fusefs.errors import (
     Unsupported,
 )
 from fusefs.objects import Extent, ListPage, ObjectId, ObjectMeta
+from fusefs.policy.budget import CONNECTIONS_MAX
 from fusefs.store.base import LIST_PAGE_KEYS, Source, Store
 from fusefs.store.s3_errors import SDK_ERRORS, translate, translate_read
 
@@ -185,7 +186,7 @@ class S3Store:
 
 def open_store(source: Source, config: Config) -> Store:
     """Make the store of an `s3://` source."""
-    return S3Store(source.bucket, config.s3, config.engine.connections)
+    return S3Store(source.bucket, config.s3, config.engine.connections or CONNECTIONS_MAX)
 
 
 def preload() -> None:

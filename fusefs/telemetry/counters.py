@@ -42,6 +42,8 @@ class Counters:
     """Fetches tried again after a failure."""
     fetch_errors: int = 0
     """Fetches that failed, retried or not."""
+    throttled: int = 0
+    """Answers that asked us to slow down."""
     read_errors: int = 0
     """Reads answered with an error."""
     workers_replaced: int = 0

@@ -33,6 +33,13 @@ STATS = {
     },
     "arena": {"size_bytes": 2 << 30, "block_bytes": 1 << 20, "free": 2000, "ready": 48},
     "page_cache": {"ahead_bytes": 64 << 20, "room_bytes": 3 << 30, "refused": None},
+    "fetching": {
+        "limit": 32,
+        "limit_max": 256,
+        "in_flight": 3,
+        "range_bytes": 8 << 20,
+        "throttled": 1,
+    },
     "kernel": {
         "read_ahead_kb": {"wanted": 4096, "actual": 128, "set": False, "why": "permission denied"},
         "max_background": {"wanted": 128, "actual": 128, "set": True, "why": None},
@@ -52,6 +59,8 @@ def test_a_status_reads_well() -> None:
         "  requests    7: 0 for bytes, 2 for listings, 0 for names; 0 retried, 0 failed",
         "  reads       9: 5 hits, 0 joins, 0 misses, 0 errors",
         "  names       0 answered without a request, 0 hidden",
+        "  fetching    3 requests in flight, now up to 32 (at most 256) of 8.0 MiB, throttled by"
+        " the store",
         "  replaced    1 workers that died",
         "  arena       2.0 GiB in blocks of 1.0 MiB: 2000 free, 0 fetching, 48 ready (0 unread)",
         "  page cache  64.0 MiB pushed ahead of readers, room for 3.0 GiB",

@@ -46,12 +46,12 @@ def test_the_stronger_source_wins(
         toml="engine.connections = 1" if "toml" in sources else None,
         environ={"FUSEFS_ENGINE_CONNECTIONS": "2"} if "environment" in sources else {},
     )
-    strongest = [
+    strongest: list[int | None] = [
         value
         for value, source in ((3, "option"), (2, "environment"), (1, "toml"))
         if source in sources
     ]
-    assert config.engine.connections == (strongest or [32])[0]
+    assert config.engine.connections == (strongest or [None])[0]
 
 
 def test_the_last_word_on_the_command_line_counts(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_every_setting_can_come_from_the_environment(tmp_path: Path, setting: Se
 
 def _other_value(setting: Setting) -> str:
     """A value the setting accepts that is not its default."""
-    for text in ("true", "64M", "4M", "37", "/37", "http://37", "debug", "x"):
+    for text in ("true", "false", "64M", "4M", "37", "/37", "http://37", "debug", "x"):
         try:
             if setting.parse(text, "test") != setting.default:
                 return text

@@ -21,6 +21,7 @@ from fusefs.engine.arena import Arena
 from fusefs.engine.blocks import File, FileTable
 from fusefs.engine.fetcher import Fetcher
 from fusefs.engine.guide import Guide
+from fusefs.engine.pace import Pace
 from fusefs.engine.pagecache import PageCache
 from fusefs.engine.prefetcher import Prefetcher
 from fusefs.engine.reader import Reader
@@ -209,10 +210,11 @@ async def open_engine(
     counters = Counters()
     bucket = SimulatedBucket()
     workers = SimulatedWorkers(bucket, arena, capacity)
-    files = FileTable(BLOCK, budget.range_blocks)
+    files = FileTable(BLOCK, budget.range_blocks_max)
     changed: list[File] = []
     tenants = Slots(budget, files, counters)
-    fetcher = Fetcher(budget, tenants, workers, counters, changed.append, lambda blocks: None)
+    pace = Pace(budget, counters, lambda: 0.0)
+    fetcher = Fetcher(budget, tenants, workers, counters, changed.append, lambda blocks: None, pace)
     pagecache = PageCache(arena, tenants, counters, lambda file: None, lambda: 0, fetcher.wake)
     prefetcher = Prefetcher(files, head_bytes, budget.lead_first // 4, fetcher.wake)
     reader = Reader(arena, tenants, fetcher, prefetcher, counters, pagecache, deadline_s)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -295,3 +297,24 @@ def test_a_missing_object(server: WireServer, store: S3Store) -> None:
     server.answers.append(answer("404 Not Found", {"Content-Length": "0"}))
     with pytest.raises(ObjectNotFound):
         store.head("object")
+
+
+def test_threads_keep_their_connections(server: WireServer) -> None:
+    """Many reads of several threads open at most one connection for each thread."""
+    threads, reads = 4, 6
+    server.answers += [good() for _ in range(threads * reads)]
+    endpoint = f"http://127.0.0.1:{server.port}"
+    store = S3Store("bucket", S3Config(endpoint_url=endpoint), connections=threads)
+    together = threading.Barrier(threads)
+
+    def run() -> None:
+        for _ in range(reads):
+            together.wait(20)
+            assert read(store, bytearray(SIZE))[-1] == SIZE
+
+    with ThreadPoolExecutor(threads) as pool:
+        for done in [pool.submit(run) for _ in range(threads)]:
+            done.result()
+    store.close()
+    assert len(server.requests) == threads * reads
+    assert 1 <= server.connections <= threads

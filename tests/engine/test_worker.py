@@ -1,0 +1,162 @@
+"""A worker's threads: as many as there are jobs at once, and no more than there may be."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from fusefs.engine import jobs
+from fusefs.engine.machine import CoresBusy
+from fusefs.engine.worker import Worker
+from fusefs.objects import Extent, ListPage, ObjectId, ObjectMeta
+
+LIMIT_S = 20.0
+ID = ObjectId("a", "v")
+
+
+class GatedStore:
+    """Reads wait at a gate; `reading` is released for each that arrived there."""
+
+    def __init__(self) -> None:
+        self.reading = threading.Semaphore(0)
+        self.gate = threading.Semaphore(0)
+
+    def read_into(
+        self,
+        id: ObjectId,
+        extent: Extent,
+        buffer: memoryview,
+        landed: Callable[[int], None] | None = None,
+    ) -> None:
+        self.reading.release()
+        assert self.gate.acquire(timeout=LIMIT_S)
+
+    def check(self, prefix: str) -> None: ...
+
+    def list_page(self, prefix: str, token: str | None) -> ListPage:
+        return ListPage((), (), None)
+
+    def head(self, key: str) -> ObjectMeta:
+        return ObjectMeta(ID, 0, 0)
+
+    def close(self) -> None: ...
+
+
+class Daemon:
+    """The daemon's end of a worker's socket."""
+
+    def __init__(self, store: GatedStore, channel: socket.socket) -> None:
+        self.store = store
+        self._channel = channel
+        self._sent = 0
+        self._finished = 0
+
+    def start(self, count: int) -> None:
+        for _ in range(count):
+            self._sent += 1
+            message = jobs.ReadJob(self._sent, ID, Extent(0, 10), 0).to_message()
+            self._channel.send(jobs.encode(message))
+
+    def wait_reading(self, count: int) -> None:
+        for _ in range(count):
+            assert self.store.reading.acquire(timeout=LIMIT_S)
+
+    def finish(self, count: int | None = None) -> None:
+        """Let `count` jobs end, or all that there are."""
+        count = self._sent - self._finished if count is None else count
+        if count:
+            self.store.gate.release(count)
+        for _ in range(count):
+            self._finished += 1
+            assert "ok" in jobs.decode(self._channel.recv(jobs.MESSAGE_BYTES_MAX))
+
+
+def fetch_threads() -> int:
+    return sum(thread.name.startswith("fetch-") for thread in threading.enumerate())
+
+
+@contextmanager
+def open_worker(threads: int) -> Iterator[Daemon]:
+    """A worker in this process, with a thread for its main one."""
+    store = GatedStore()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.settimeout(LIMIT_S)
+    arena = os.memfd_create("arena")
+    os.ftruncate(arena, 4096)
+    stack = threading.stack_size()
+    worker = Worker(store, arena, theirs)
+    main = threading.Thread(target=worker.run, args=(threads,), name="fetch-main")
+    try:
+        main.start()
+        daemon = Daemon(store, ours)
+        yield daemon
+    finally:
+        daemon.finish()  # an answer into a closed socket ends the process, here ours
+        ours.close()
+        for thread in threading.enumerate():
+            if thread.name.startswith("fetch-"):
+                thread.join(LIMIT_S)
+        threading.stack_size(stack)
+        theirs.close()
+        os.close(arena)
+
+
+def test_threads_start_as_they_are_needed() -> None:
+    """One waits for the next job; those that there are, are used again."""
+    with open_worker(8) as daemon:
+        for _ in range(5):
+            daemon.start(1)
+            daemon.wait_reading(1)
+            daemon.finish(1)
+        assert fetch_threads() <= 2
+        daemon.start(5)
+        daemon.wait_reading(5)
+        assert fetch_threads() <= 6
+
+
+def test_all_threads_there_may_be_work_at_once() -> None:
+    """With as many jobs as threads each has one; further jobs wait their turn."""
+    with open_worker(4) as daemon:
+        daemon.start(6)
+        daemon.wait_reading(4)
+        assert fetch_threads() == 4
+        assert not daemon.store.reading.acquire(blocking=False)
+        daemon.finish(6)
+
+
+def test_a_system_without_threads_is_served_by_those_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """If no thread can be started, jobs wait in the socket."""
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with open_worker(4) as daemon:
+        with monkeypatch.context() as full:
+            full.setattr(threading.Thread, "start", refuse)
+            daemon.start(3)
+            daemon.wait_reading(1)
+            daemon.finish(3)
+        daemon.start(2)
+        daemon.finish(2)
+        assert fetch_threads() == 1
+
+
+def test_the_busy_part_of_the_cores_is_since_the_last_look(tmp_path: Path) -> None:
+    """Idle and waiting for disks is not busy; steal is."""
+    (tmp_path / "proc").mkdir()
+    stat = tmp_path / "proc/stat"
+    stat.write_text("cpu  100 0 100 700 100 0 0 0 0 0\ncpu0 1 1 1 1\n")
+    cores = CoresBusy(tmp_path)
+    assert cores.since_last() == pytest.approx(0.2)
+    stat.write_text("cpu  160 10 110 705 105 5 5 0 0 0\n")
+    assert cores.since_last() == pytest.approx(0.9)
+    assert cores.since_last() == 0.0
+    assert 0 <= CoresBusy().since_last() <= 1
