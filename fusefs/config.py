@@ -222,12 +222,12 @@ class KernelConfig:
     """What is asked of the kernel, where the mount may."""
 
     read_ahead_kb: int = _setting(
-        4096, _count(4, 1 << 20), "how far the kernel reads ahead, in KiB",
-        "the kernel's 128 costs a single reader a factor of ten",
+        1024, _count(4, 1 << 20), "how far the kernel reads ahead, in KiB",
+        "one block: largest requests, and a header mapped into memory brings no more than itself",
     )  # fmt: skip
     max_background: int = _setting(
         128, _count(1, 65535), "requests the kernel keeps under way",
-        "its own 12 are fewer than four readers with 4 MiB of readahead make",
+        "its own 12 are fewer than a dozen readers make",
     )  # fmt: skip
     push: bool = _setting(
         True, _FLAG, "put fetched pages into the page cache before they are asked for",

@@ -43,6 +43,10 @@ MILESTONES_MAX = 2048
 SLOTS_FRACTION = 4
 """Blocks being pushed hold at most a quarter of the slots."""
 
+PUSHING_BYTES_MAX = 128 << 20
+"""Nor more than this: a pusher that does not keep up (it writes 1 GiB/s and more) had better leave
+blocks to READs than have the arena touch new memory."""
+
 PUSHES_MAX = 64
 """Under way at once; so many small datagrams fit every socket buffer."""
 
@@ -117,6 +121,9 @@ class PageCache:
         self._next_push = 0
         self._totals = PushedTotals()
         self._segment_blocks = segment_blocks(arena.block_size)
+        self._pushing_max = min(
+            arena.budget.slots // SLOTS_FRACTION, PUSHING_BYTES_MAX // arena.block_size
+        )
         self._room = 0
         self._looked_s = float("-inf")
         self._paused_until_s = float("-inf")
@@ -197,7 +204,7 @@ class PageCache:
     def _has_room(self) -> bool:
         if len(self._under_way) >= PUSHES_MAX or self._totals.milestones >= MILESTONES_MAX:
             return False
-        if self._pushing >= self._arena.budget.slots // SLOTS_FRACTION:
+        if self._pushing >= self._pushing_max:
             return False
         now = trio.current_time()
         if now < self._paused_until_s:

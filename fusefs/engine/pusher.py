@@ -18,6 +18,7 @@ import threading
 
 from fusefs.engine import jobs
 from fusefs.engine.machine import name_process
+from fusefs.engine.shared_memory import map_shared_memory
 
 _HEADER = struct.Struct("<IiQQQII")
 """fuse_out_header (len, error = the notification's code, unique = 0) and fuse_notify_store_out
@@ -32,7 +33,7 @@ class Pusher:
     def __init__(self, channel: socket.socket, fuse_fd: int, arena_fd: int) -> None:
         self._channel = channel
         self._fuse_fd = fuse_fd
-        self._arena = memoryview(mmap.mmap(arena_fd, 0, prot=mmap.PROT_READ))
+        self._arena = memoryview(map_shared_memory(arena_fd, mmap.PROT_READ))
 
     def run(self, threads: int) -> None:
         """Push until the daemon closes its end of the socket."""

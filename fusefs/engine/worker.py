@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import mmap
 import os
 import socket
 import threading
@@ -18,6 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fusefs.engine import jobs
+from fusefs.engine.shared_memory import map_shared_memory
 from fusefs.errors import CorruptData, FusefsError, InternalError, to_wire
 from fusefs.objects import Extent, ObjectId
 from fusefs.store.base import Store
@@ -50,7 +50,7 @@ class Worker:
     def __init__(self, store: Store, arena_fd: int, channel: socket.socket) -> None:
         self._store = store
         self._channel = channel
-        self._arena = memoryview(mmap.mmap(arena_fd, 0))
+        self._arena = memoryview(map_shared_memory(arena_fd))
         self._lock = threading.Lock()
         self._threads_max = 1
         self._threads = 1
