@@ -177,8 +177,9 @@ class FileTable:
     def drop_if_unused(self, file: File) -> None:
         """Put a file aside that is neither open nor has blocks."""
         key = (file.meta.id.key, file.meta.id.etag)
-        if file.opens > 0 or file.blocks or self._files.pop(key, None) is None:
+        if file.opens > 0 or file.blocks or self._files.get(key) is not file:
             return
+        del self._files[key]
         if file.pushed is not None:
             file.pushed.release()
             file.pushed = None

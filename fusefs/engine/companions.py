@@ -8,7 +8,7 @@ then on its blocks are like any that were prefetched.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import trio
 
@@ -31,8 +31,9 @@ class Companions:
     INVARIANT: every file in the queue counts as opened once more.
     """
 
-    def __init__(self, files: FileTable) -> None:
+    def __init__(self, files: FileTable, closed: Callable[[File], None]) -> None:
         self._files = files
+        self._closed = closed
         self._queue: deque[File] = deque()
         self._done: OrderedDict[str, float] = OrderedDict()
 
@@ -71,7 +72,6 @@ class Companions:
             if run is not None and file.changed is None:
                 return file, *run
             self._queue.popleft()
-            if file.opens == 1:
-                file.plan.stop()
             self._files.closed(file)
+            self._closed(file)
         return None

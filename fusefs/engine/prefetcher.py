@@ -94,7 +94,7 @@ class Prefetcher:
         self._head_bytes = head_bytes
         self._companion_blocks = companion_blocks
         self._wake = wake
-        self._companions = Companions(files)
+        self._companions = Companions(files, self.closed)
         self._active: OrderedDict[int, File] = OrderedDict()
         self._ahead: list[File] = []
         self._followers: dict[int, list[ObjectMeta]] = {}
@@ -324,3 +324,4 @@ class Prefetcher:
         if file in self._ahead:
             self._ahead.remove(file)
             self._files.closed(file)
+            self.closed(file)

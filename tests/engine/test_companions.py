@@ -93,3 +93,18 @@ def test_what_comes_along_is_bounded() -> None:
     assert len(companions_of("9.json", metas(20, 8 * MIB), MIB, 1000)) == 4
     assert len(companions_of("9.json", metas(20, 10), MIB, 5)) == 5
     assert companions_of("9.json", metas(20, 8 * MIB + 1), MIB, 1000) == []
+
+
+async def test_a_companion_that_was_opened_and_closed_meanwhile_leaves_nothing(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A reader that is done before its file's turn came leaves no plan behind."""
+    async with open_engine(slots=512, capacity=8, guided=True) as engine:
+        model(engine)
+        for key in SMALL:
+            file = engine.open(key)
+            await engine.read(file, 0, 10)
+            engine.close(file)
+        await trio.sleep(5)
+        assert not engine.prefetcher._active
+        assert all(file.opens == 0 for file in engine.files._files.values())

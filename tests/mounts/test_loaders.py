@@ -40,7 +40,8 @@ def test_safetensors_loads_every_tensor_bit_for_bit(
         assert all(torch.equal(got[name], want[name]) for name in want)
         total += theirs.stat().st_size
     index = (model_directory / "model.safetensors.index.json").stat().st_size
-    assert mounted.counters()["bytes_fetched"] <= total + index
+    counters = mounted.counters()
+    assert counters["bytes_fetched"] <= total + index, counters
 
 
 def test_transformers_loads_the_model_from_the_path(
