@@ -23,6 +23,7 @@ from tests.bench.contestants import Contestant, Programs, UnknownContestant, fin
 from tests.bench.options import Options, parse_options
 from tests.bench.origin import OriginFailed, Shape, open_origin
 from tests.bench.peers import PEERS
+from tests.bench.plots import draw_all
 from tests.bench.processes import ChildFailed
 from tests.bench.report import Row, Sample, summarise, to_json
 from tests.bench.rounds import Bench, Plan, calibrate, run_rounds
@@ -79,6 +80,8 @@ def _run(options: Options, directory: Path, memory: Path) -> int:
                     options.json.write_text(json.dumps(report, indent=1) + "\n")
     rows = _rows(samples)
     print(tables(rows, {scenario.name: scenario.title for scenario in SCENARIOS}))
+    if options.plots is not None:
+        draw_all(to_json(samples, tried, rows, facts), options.plots)
     failed = errors(rows)
     if failed:
         print(failed, file=sys.stderr)

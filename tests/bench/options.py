@@ -10,6 +10,7 @@ from pathlib import Path
 from tests.bench import contestants
 from tests.bench.content import Sizes
 from tests.bench.origin import Shape, parse_shape
+from tests.bench.plots import can_draw
 from tests.bench.scenarios import SCENARIOS, Scenario
 
 COPIES = 6
@@ -28,6 +29,7 @@ class Options:
     minutes: float
     sizes: Sizes
     json: Path | None
+    plots: Path | None
     rclone: str | None
     fusefs_options: tuple[str, ...]
     limit_s: float
@@ -43,6 +45,8 @@ def parse_options(arguments: Sequence[str]) -> Options:
     """Return the options; a wrong command line ends the process with status 2."""
     parser = _parser()
     given = parser.parse_args(arguments)
+    if given.plots is not None and not can_draw():
+        parser.error("--plots needs matplotlib: pip install -e '.[bench]'")
     shapes: list[Shape] = given.origins
     if given.tls:
         shapes += [Shape(shape.rate_mb, shape.ttfb_ms, tls=True) for shape in shapes]
@@ -54,6 +58,7 @@ def parse_options(arguments: Sequence[str]) -> Options:
         minutes=given.minutes,
         sizes=Sizes(given.shards, given.shard_mb << 20, given.objects),
         json=given.json,
+        plots=given.plots,
         rclone=given.rclone,
         fusefs_options=tuple(given.fusefs_option),
         limit_s=given.limit_s,
@@ -106,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--shard-mb", type=int, default=400, help="MiB of tensors in each shard, each model file")
     add("--objects", type=int, default=10_000, help="how many are listed")
     add("--json", type=Path, help="write every sample here")
+    add("--plots", type=Path, help="draw every figure into this folder")
     add("--rclone", help="another rclone than the one found")
     add("--fusefs-option", action="append", default=[], help="e.g. --memory=1G")
     add("--limit-s", type=float, default=300.0, help="for one reader")
