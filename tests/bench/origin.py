@@ -9,6 +9,7 @@ a fault injector. Needs Debian's nginx-light and libnginx-mod-http-lua, PyPI's s
 from __future__ import annotations
 
 import http.client
+import re
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -102,10 +103,10 @@ class Shape:
 
 def parse_shape(text: str) -> Shape:
     """Return the shape of "MB/S:MS" or "MB/S:MS:tls". Raises `ValueError`."""
-    rate, ttfb, *rest = text.split(":")
-    if rest not in ([], ["tls"]) or int(rate) <= 0 or float(ttfb) < 0:
+    parts = re.fullmatch(r"([1-9]\d*):(\d+(?:\.\d+)?)(:tls)?", text)
+    if parts is None:
         raise ValueError(f"{text!r} is no origin: MB/S:MS or MB/S:MS:tls")
-    return Shape(int(rate), float(ttfb), tls=bool(rest))
+    return Shape(int(parts[1]), float(parts[2]), tls=parts[3] is not None)
 
 
 @dataclass(frozen=True, slots=True)
