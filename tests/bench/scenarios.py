@@ -79,12 +79,12 @@ SCENARIOS: tuple[Scenario, ...] = (
     Scenario(
         "ttfb",
         "open a cold file and read its first byte",
-        "ttfb", MODEL, MS, WITHOUT_CEILING, "names",
+        "ttfb", MODEL, MS, WITHOUT_CEILING, "head",
     ),
     Scenario(
         "headers",
         "open all shards for their tensors' names; what the origin sent per shard",
-        "headers", MODEL, KIB_PER_FILE, MOUNTS, "names",
+        "headers", MODEL, KIB_PER_FILE, MOUNTS, "head",
     ),
     Scenario(
         "small",
