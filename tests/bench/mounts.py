@@ -38,18 +38,26 @@ LOG_TAIL = 1500
 
 
 @dataclass(frozen=True, slots=True)
+class Knobs:
+    """Kernel settings of one mount, written from outside once it is up; None: left alone."""
+
+    read_ahead_kb: int | None = None
+    max_background: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class MountCommand:
     """How to mount.
 
     `command` and `umount` hold "{mountpoint}" and "{scratch}" (an empty folder in memory, fresh for
     this mount). `returns` tells that the command comes back when the mount is up (fusefs), else it
-    is the mount's process. `read_ahead_kb` is written to the kernel after the mount is up.
+    is the mount's process.
     """
 
     command: tuple[str, ...]
     umount: tuple[str, ...] = ("umount", "{mountpoint}")
     returns: bool = False
-    read_ahead_kb: int | None = None
+    knobs: Knobs | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +97,8 @@ def open_mount(
         try:
             process = _spawn([part.format(**names) for part in how.command], log, environment)
             _wait_mounted(process, mountpoint, how.returns, log)
-            if how.read_ahead_kb is not None:
-                _set_read_ahead(mountpoint, how.read_ahead_kb)
+            if how.knobs is not None:
+                _set_knobs(mountpoint, how.knobs)
             pids = _pids_of_status(mountpoint) if how.returns else descendants(process.pid)
             yield Mounted(path=mountpoint, pids=pids, has_status=how.returns)
         finally:
@@ -166,12 +174,25 @@ def _wait_mounted(
         os.close(pidfd)
 
 
-def _set_read_ahead(mountpoint: Path, kilobytes: int) -> None:
-    """Write the kernel's readahead window; after the first answer, since INIT resets it."""
+def _set_knobs(mountpoint: Path, knobs: Knobs) -> None:
+    """Write them; after the first answer, since INIT resets one, and before any file is opened."""
     path = str(mountpoint)
     run_limited(["stat", path], STATUS_LIMIT_S, lambda: watchdog.abort(path))
     number = watchdog.connection_of(path)
-    Path(f"/sys/class/bdi/0:{number}/read_ahead_kb").write_text(str(kilobytes))
+    if knobs.read_ahead_kb is not None:
+        _write(Path(f"/sys/class/bdi/0:{number}/read_ahead_kb"), knobs.read_ahead_kb)
+    if knobs.max_background is not None:
+        watchdog.show_connections()
+        connection = watchdog.CONNECTIONS / str(number)
+        _write(connection / "max_background", knobs.max_background)
+        # The kernel's own proportion.
+        _write(connection / "congestion_threshold", knobs.max_background * 3 // 4)
+
+
+def _write(knob: Path, value: int) -> None:
+    knob.write_text(str(value))
+    if int(knob.read_text()) != value:
+        raise ChildFailed(f"the kernel does not take {value} for {knob}")
 
 
 def _read_status(mountpoint: Path) -> dict[str, Any]:

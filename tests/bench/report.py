@@ -1,7 +1,7 @@
-"""From samples to figures: medians, ratios within a round, the table. Pure: no clock, no I/O.
+"""From samples to figures: medians, ratios within a round. Pure: no clock, no I/O.
 
 One idea: a figure with wrong bytes, or with a round that failed, is not a figure; it is shown as
-what went wrong.
+what went wrong. How figures are laid out is the business of `tables.py` and `plots.py`.
 """
 
 from __future__ import annotations
@@ -12,26 +12,49 @@ from statistics import median
 from typing import Any
 
 GB = 1e9
+MB = 1e6
+KIB = float(1 << 10)
 MIB = float(1 << 20)
+
+GB_PER_S = "GB/s"
+MB_PER_S = "MB/s"
+MS = "ms"
+KIB_PER_FILE = "KiB/file"
+PSS_MIB = "MiB"
+
+SPEEDS = (GB_PER_S, MB_PER_S)
+"""Units in which more is better; in the others less is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One run of one contestant. `bytes` is the model's size; `seconds` None if it failed."""
+    """One run of one contestant.
+
+    `bytes` is what the application got, `wanted_bytes` how much of it is different (ranks share a
+    model), `files` how many it asked for; `seconds` is None if the run failed. `cpu_s` is the
+    mount's or the fetch's, `reader_cpu_s` the application's. `pss_bytes` is the highest memory seen
+    of the mount's processes. `extra` are further figures of the reader by name, the unit last.
+    """
 
     scenario: str
+    unit: str
+    origin: str
     contestant: str
     label: str
     round: int
     seconds: float | None
     bytes: int
+    wanted_bytes: int
+    files: int
     error: str | None
     cpu_s: float | None
+    reader_cpu_s: float | None
     requests: int
     bytes_fetched: int
-    peak_pss_bytes: int | None
+    pss_bytes: int | None
     memory_limit_bytes: int | None
     counters: Mapping[str, int]
+    extra: Mapping[str, float]
 
     @property
     def valid(self) -> bool:
@@ -39,53 +62,75 @@ class Sample:
         return self.error is None and self.seconds is not None and self.seconds > 0
 
     @property
-    def gb_per_s(self) -> float:
-        """Model bytes per second, in 10^9 bytes; only of a valid sample."""
+    def value(self) -> float:
+        """The figure of the scenario, in its unit; only of a valid sample."""
         assert self.seconds is not None
-        return self.bytes / self.seconds / GB
+        if self.unit == GB_PER_S:
+            return self.bytes / self.seconds / GB
+        if self.unit == MB_PER_S:
+            return self.bytes / self.seconds / MB
+        if self.unit == MS:
+            return self.seconds * 1e3
+        if self.unit == KIB_PER_FILE:
+            return self.bytes_fetched / self.files / KIB
+        assert self.unit == PSS_MIB
+        assert self.pss_bytes is not None
+        return self.pss_bytes / MIB
 
     def line(self) -> str:
         """Tell the sample in one line."""
-        told = f"{self.gb_per_s:.3f} GB/s" if self.valid else f"INVALID: {self.error}"
-        return f"{self.scenario:8}{self.label:24}{told}"
+        told = f"{self.value:.3f} {self.unit}" if self.valid else f"INVALID: {self.error}"
+        return f"{self.origin:10}{self.scenario:13}{self.label:24}{told}"
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One contestant in one scenario, over all rounds. Figures are None where there are none."""
+    """One contestant in one scenario at one origin, over all rounds. None is: no such figure."""
 
     scenario: str
+    unit: str
+    origin: str
     label: str
     contestant: str
     rounds: int
     error: str | None
-    median_gb_per_s: float | None
-    min_gb_per_s: float | None
-    max_gb_per_s: float | None
-    to_raw: float | None
-    """Median of the ratios to the raw ceiling of the same round."""
+    median: float | None
+    least: float | None
+    most: float | None
+    to_ceiling: float | None
+    """Of a speed: median of how many times that of the ceiling (raw fetch, else tmpfs) in the same
+    round."""
     to_peer: float | None
-    """Median of the ratios to the best peer (by median) of the same round."""
+    """The same for the best peer (by median); of what should be little: how many times less."""
     cpu_s_per_gb: float | None
+    reader_cpu_s_per_gb: float | None
     requests: float | None
-    fetched_to_model: float | None
-    """Bytes the origin sent to bytes of the model."""
-    peak_pss_mib: float | None
+    fetched_to_wanted: float | None
+    """Bytes the origin sent to different bytes the application got."""
+    pss_mib: float | None
     """Highest PSS of all processes of the mount, over all rounds."""
     memory_over_limit_mib: float | None
     """The same less the memory limit, round by round; negative when below it."""
+    extra: Mapping[str, float]
+    """Medians of the reader's further figures."""
 
 
-def summarise(samples: Iterable[Sample], raw: str, peers: Sequence[str]) -> tuple[Row, ...]:
-    """Return a row for each scenario and contestant, in order of appearance."""
-    groups: dict[tuple[str, str], list[Sample]] = {}
+def summarise(
+    samples: Iterable[Sample], ceilings: Sequence[str], peers: Sequence[str]
+) -> tuple[Row, ...]:
+    """Return a row for each origin, scenario and contestant, in order of appearance.
+
+    The ceiling is the first of `ceilings` that took part in the scenario.
+    """
+    groups: dict[tuple[str, str, str], list[Sample]] = {}
     for sample in samples:
-        groups.setdefault((sample.scenario, sample.label), []).append(sample)
+        groups.setdefault((sample.origin, sample.scenario, sample.label), []).append(sample)
     rows = []
-    for (scenario, _), group in groups.items():
-        here = [members for (name, _), members in groups.items() if name == scenario]
-        ceiling = _by_round(_best([one for one in here if one[0].contestant == raw]))
-        rival = _by_round(_best([one for one in here if one[0].contestant in peers]))
+    for (origin, scenario, _), group in groups.items():
+        here = [found for place, found in groups.items() if place[:2] == (origin, scenario)]
+        tops = [[one for one in here if one[0].contestant == name] for name in ceilings]
+        ceiling = _scores(_best(next(filter(None, tops), [])))
+        rival = _scores(_best([one for one in here if one[0].contestant in peers]))
         rows.append(_row(group, ceiling, rival))
     return tuple(rows)
 
@@ -93,9 +138,9 @@ def summarise(samples: Iterable[Sample], raw: str, peers: Sequence[str]) -> tupl
 def ratio(group: Iterable[Sample], others: Mapping[int, float]) -> float | None:
     """Return the median over the rounds of (this / the other), None without a common round."""
     ratios = [
-        sample.gb_per_s / others[sample.round]
+        _score(sample) / others[sample.round]
         for sample in group
-        if sample.valid and sample.round in others
+        if sample.valid and sample.round in others and others[sample.round] > 0
     ]
     return median(ratios) if ratios else None
 
@@ -103,124 +148,84 @@ def ratio(group: Iterable[Sample], others: Mapping[int, float]) -> float | None:
 def _row(group: list[Sample], ceiling: Mapping[int, float], rival: Mapping[int, float]) -> Row:
     first = group[0]
     error = next((sample.error or "no time" for sample in group if not sample.valid), None)
-    speeds = [sample.gb_per_s for sample in group if sample.valid] if error is None else []
     whole = group if error is None else []
-    peaks = [s.peak_pss_bytes / MIB for s in whole if s.peak_pss_bytes is not None]
+    values = [sample.value for sample in whole]
+    peaks = [sample.pss_bytes / MIB for sample in whole if sample.pss_bytes is not None]
     over = [
-        (sample.peak_pss_bytes - sample.memory_limit_bytes) / MIB
+        (sample.pss_bytes - sample.memory_limit_bytes) / MIB
         for sample in whole
-        if sample.peak_pss_bytes is not None and sample.memory_limit_bytes is not None
+        if sample.pss_bytes is not None and sample.memory_limit_bytes is not None
     ]
-    cpu = [sample.cpu_s * GB / sample.bytes for sample in whole if sample.cpu_s is not None]
+    moves_bytes = first.unit in SPEEDS
+    loads = [sample for sample in whole if moves_bytes and sample.bytes > 0]
+    cpu = [s.cpu_s * GB / s.bytes for s in loads if s.cpu_s is not None]
+    reader_cpu = [s.reader_cpu_s * GB / s.bytes for s in loads if s.reader_cpu_s is not None]
+    names = dict.fromkeys(name for sample in whole for name in sample.extra)
     return Row(
         scenario=first.scenario,
+        unit=first.unit,
+        origin=first.origin,
         label=first.label,
         contestant=first.contestant,
         rounds=len(group),
         error=error,
-        median_gb_per_s=_median(speeds),
-        min_gb_per_s=min(speeds, default=None),
-        max_gb_per_s=max(speeds, default=None),
-        to_raw=ratio(whole, ceiling),
+        median=_median(values),
+        least=min(values, default=None),
+        most=max(values, default=None),
+        to_ceiling=ratio(whole, ceiling) if moves_bytes else None,
         to_peer=ratio(whole, rival),
         cpu_s_per_gb=_median(cpu),
+        reader_cpu_s_per_gb=_median(reader_cpu),
         requests=_median([float(sample.requests) for sample in whole]),
-        fetched_to_model=_median([sample.bytes_fetched / sample.bytes for sample in whole]),
-        peak_pss_mib=max(peaks, default=None),
+        fetched_to_wanted=_median([s.bytes_fetched / s.wanted_bytes for s in loads]),
+        pss_mib=max(peaks, default=None),
         memory_over_limit_mib=max(over, default=None),
+        extra={
+            name: median(sample.extra[name] for sample in whole if name in sample.extra)
+            for name in names
+        },
     )
 
 
+def _score(sample: Sample) -> float:
+    """Return the value such that more is better."""
+    if sample.unit in SPEEDS:
+        return sample.value
+    return 1 / sample.value if sample.value > 0 else 0.0
+
+
 def _best(groups: list[list[Sample]]) -> list[Sample]:
-    """Return the group with the highest median among those without an error."""
+    """Return the group with the best median among those without an error."""
     good = [group for group in groups if all(sample.valid for sample in group)]
-    return max(good, key=lambda group: median(s.gb_per_s for s in group), default=[])
+    return max(good, key=lambda group: median(_score(s) for s in group), default=[])
 
 
-def _by_round(group: list[Sample]) -> dict[int, float]:
-    return {sample.round: sample.gb_per_s for sample in group}
+def _scores(group: list[Sample]) -> dict[int, float]:
+    return {sample.round: _score(sample) for sample in group}
 
 
 def _median(values: Sequence[float]) -> float | None:
     return median(values) if values else None
 
 
-COLUMNS = (
-    "scenario",
-    "contestant",
-    "median",
-    "min",
-    "max GB/s",
-    "of raw",
-    "x peer",
-    "CPU s/GB",
-    "requests",
-    "fetched",
-    "peak PSS MiB",
-    "over limit",
-)
-
-
-def table(rows: Iterable[Row]) -> str:
-    """Lay the rows out for a terminal; also valid Markdown."""
-    lines = [COLUMNS, *(_cells(row) for row in rows)]
-    widths = [max(len(line[place]) for line in lines) for place in range(len(COLUMNS))]
-    laid = [
-        "| "
-        + " | ".join(
-            cell.ljust(width) if place < 2 else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        + " |"
-        for line in lines
-    ]
-    rule = "|" + "|".join(
-        "-" * (width + 1) + ("-" if place < 2 else ":") for place, width in enumerate(widths)
-    )
-    return "\n".join([laid[0], rule + "|", *laid[1:]])
-
-
-def errors(rows: Iterable[Row]) -> str:
-    """Tell what went wrong, a line for each row without a figure."""
-    return "\n".join(f"{row.scenario} {row.label}: {row.error}" for row in rows if row.error)
-
-
 def to_json(
-    samples: Sequence[Sample], rows: Sequence[Row], facts: Mapping[str, Any]
+    samples: Sequence[Sample],
+    tried: Sequence[Sample],
+    rows: Sequence[Row],
+    facts: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return the whole report as JSON-able values: the facts, the summary, every sample."""
+    """Return the whole report as JSON-able values: the facts, the summary, every sample.
+
+    `tried` are the samples of the calibration.
+    """
     return {
-        "format": 1,
+        "format": 2,
         **facts,
         "summary": [asdict(row) for row in rows],
-        "samples": [asdict(sample) for sample in samples],
+        "samples": [_told(sample) for sample in samples],
+        "calibration": [_told(sample) for sample in tried],
     }
 
 
-def _cells(row: Row) -> tuple[str, ...]:
-    if row.error is not None:
-        return (row.scenario, row.label, "invalid", *("" for _ in COLUMNS[3:]))
-    speeds: tuple[str, ...] = (
-        _told(row.median_gb_per_s, ".3f"),
-        _told(row.min_gb_per_s, ".3f"),
-        _told(row.max_gb_per_s, ".3f"),
-        _told(row.to_raw, ".2f"),
-        _told(row.to_peer, ".2f"),
-        _told(row.cpu_s_per_gb, ".2f"),
-    )
-    if row.peak_pss_mib is not None:
-        # Looking at the memory took time: these are not the mount's.
-        speeds = ("",) * len(speeds)
-    return (
-        row.scenario,
-        row.label,
-        *speeds,
-        _told(row.requests, ".0f"),
-        _told(row.fetched_to_model, ".3f"),
-        _told(row.peak_pss_mib, ".0f"),
-        _told(row.memory_over_limit_mib, "+.0f"),
-    )
-
-
-def _told(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
+def _told(sample: Sample) -> dict[str, Any]:
+    return {**asdict(sample), "value": sample.value if sample.valid else None}

@@ -11,49 +11,35 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.bench import contestants
-from tests.bench.contestants import Contestant
+from tests.bench.content import BUCKET, Folder
+from tests.bench.contestants import RAW, RAW_VARIANTS, RUNAI, Contestant
+from tests.bench.job import Job
 from tests.bench.mounts import Mounted, open_mount
-from tests.bench.origin import BUCKET, PREFIX, Origin
-from tests.bench.processes import ChildFailed, cpu_seconds, open_pss_sampler, run_limited
-from tests.bench.report import Sample, summarise
+from tests.bench.origin import Origin
+from tests.bench.peers import environment_of
+from tests.bench.processes import (
+    ChildFailed,
+    cpu_seconds,
+    open_pss_sampler,
+    pss_bytes,
+    run_limited,
+)
+from tests.bench.report import SPEEDS, Sample, summarise
+from tests.bench.scenarios import Scenario
 
-TOUCH_BYTES_MIN = 3 << 30
+TOUCH_BYTES_MIN = 1 << 30
+"""A mount's buffers and a loader; the model comes on top, twice."""
 TOUCH_LIMIT_S = 120.0
 CALIBRATION_ROUNDS = 2
 MARGIN_S = 120.0
 """What mounting, checking and unmounting may take beside the reader itself."""
 
-
-@dataclass(frozen=True, slots=True)
-class Scenario:
-    """What is done to the mount: the reader's name, who takes part, whether memory is watched.
-
-    Memory is watched in a run of its own: looking at it costs time.
-    """
-
-    name: str
-    title: str
-    reader: str
-    names: tuple[str, ...] = contestants.NAMES
-    watches_memory: bool = False
-
-
-SCENARIOS: tuple[Scenario, ...] = (
-    Scenario("read", "cold read(), all shards in turn, 1 MiB, one thread", "read"),
-    Scenario("mmap", "cold mmap load, safetensors + clone of every tensor", "mmap"),
-    Scenario(
-        "memory",
-        "peak PSS during a cold read",
-        "read",
-        names=(contestants.FUSEFS,),
-        watches_memory=True,
-    ),
-)
+Plan = tuple[tuple[Scenario, tuple[Contestant, ...]], ...]
+"""Who takes part in what, in the order of the first round."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,48 +53,67 @@ class Bench:
 
     def run(self, scenario: Scenario, contestant: Contestant, number: int) -> Sample:
         """Measure once. What fails in a contestant is a sample with an error, not an exception."""
-        self._touch_memory()
+        folder = self.origin.bucket.folders[scenario.folder]
+        if scenario.unit in SPEEDS:
+            self._touch_memory(folder)
         mark = self.origin.mark()
         before = time.monotonic()
+        error: str | None
         try:
-            if contestant.raw is not None:
-                told = self._run_raw(contestant)
-            else:
-                told = self._run_mounted(scenario, contestant)
+            told = self._measure(scenario, contestant, number, folder)
             error = "; ".join(told["wrong"]) or None
-            if error is None and told["bytes"] != self.origin.model_bytes:
-                error = f"{told['bytes']} bytes arrived, the model has {self.origin.model_bytes}"
         except ChildFailed as failure:
             told, error = {}, str(failure)
         traffic = self.origin.traffic(mark, self.origin.mark())
+        extra: dict[str, float] = dict(told.get("extra", {}))
+        if "again_ms" in extra:
+            extra["again_requests"] = traffic.again_requests
+        size = told.get("bytes", 0)
         sample = Sample(
             scenario=scenario.name,
+            unit=scenario.unit,
+            origin=self.origin.shape.label,
             contestant=contestant.name,
             label=contestant.label,
             round=number,
             seconds=told.get("seconds"),
-            bytes=self.origin.model_bytes,
+            bytes=size,
+            wanted_bytes=told.get("wanted_bytes", size),
+            files=len(folder.objects),
             error=error,
             cpu_s=told.get("cpu_s"),
-            requests=traffic.requests,
+            reader_cpu_s=told.get("reader_cpu_s"),
+            requests=traffic.requests - traffic.again_requests,
             bytes_fetched=traffic.bytes,
-            peak_pss_bytes=told.get("peak_pss_bytes"),
+            pss_bytes=told.get("pss_bytes"),
             memory_limit_bytes=told.get("memory_limit_bytes"),
             counters=told.get("counters", {}),
+            extra=extra,
         )
         self.say(f"{sample.line()}  ({time.monotonic() - before:.1f} s in all)")
         return sample
 
-    def _run_raw(self, contestant: Contestant) -> dict[str, Any]:
+    def _measure(
+        self, scenario: Scenario, contestant: Contestant, number: int, folder: Folder
+    ) -> dict[str, Any]:
+        """Run the contestant. Raises `ChildFailed`."""
+        if contestant.raw is not None:
+            return self._run_raw(contestant, folder)
+        if contestant.mount is not None:
+            return self._run_mounted(scenario, contestant, number, folder)
+        streams = contestant.name == RUNAI
+        reader = "stream" if streams else scenario.reader
+        job = self._job(scenario, folder.originals, number, folder)
+        environment = environment_of(RUNAI, self.origin.environment) if streams else {}
+        return self._run_reader(reader, job, lambda: None, environment)
+
+    def _run_raw(self, contestant: Contestant, folder: Folder) -> dict[str, Any]:
         setting = contestant.raw
         assert setting is not None
         job = {
             "bucket": BUCKET,
-            "objects": [
-                {"key": shard.key, "size": shard.size, "etag": shard.etag}
-                for shard in self.origin.objects
-            ],
-            "originals": str(self.origin.originals),
+            "objects": [asdict(entry) for entry in folder.objects],
+            "originals": str(folder.originals),
             "processes": setting.processes,
             "threads": setting.threads,
             "range_bytes": setting.range_bytes,
@@ -119,10 +124,12 @@ class Bench:
         )
         return told
 
-    def _run_mounted(self, scenario: Scenario, contestant: Contestant) -> dict[str, Any]:
+    def _run_mounted(
+        self, scenario: Scenario, contestant: Contestant, number: int, folder: Folder
+    ) -> dict[str, Any]:
         how = contestant.mount
         assert how is not None
-        environment = contestants.environment_of(self.origin.environment)
+        environment = environment_of(contestant.name, self.origin.environment)
         with (
             open_mount(how, self.scratch, environment, self.limit_s + MARGIN_S) as mounted,
             contextlib.ExitStack() as stack,
@@ -131,61 +138,83 @@ class Bench:
             if scenario.watches_memory:
                 peak = stack.enter_context(open_pss_sampler(mounted.pids))
             cpu_before = cpu_seconds(mounted.pids)
-            told = self._run_reader(scenario, mounted)
+            told = self._read_mounted(scenario, mounted, number, folder)
             told["cpu_s"] = cpu_seconds(mounted.pids) - cpu_before
+            # Outside the clock: one look, right after the load, costs nobody anything.
+            told["pss_bytes"] = pss_bytes(mounted.pids)
             status = mounted.status()
         told["counters"] = status.get("counters", {})
         told["memory_limit_bytes"] = status.get("memory_limit_bytes")
         if peak is not None:
-            told["peak_pss_bytes"] = peak.peak_bytes
+            told["pss_bytes"] = max(told["pss_bytes"], peak.peak_bytes)
         return told
 
-    def _run_reader(self, scenario: Scenario, mounted: Mounted) -> dict[str, Any]:
-        names = [shard.key.removeprefix(PREFIX) for shard in self.origin.objects]
-        command = [sys.executable, "-m", "tests.bench.readers", scenario.reader]
-        command += [str(mounted.path / PREFIX), str(self.origin.originals), *names]
-        told: dict[str, Any] = json.loads(run_limited(command, self.limit_s, mounted.abort))
+    def _read_mounted(
+        self, scenario: Scenario, mounted: Mounted, number: int, folder: Folder
+    ) -> dict[str, Any]:
+        job = self._job(scenario, mounted.path / folder.prefix, number, folder)
+        return self._run_reader(scenario.reader, job, mounted.abort, {})
+
+    def _job(self, scenario: Scenario, directory: Path, number: int, folder: Folder) -> Job:
+        return Job(
+            directory=str(directory),
+            originals=str(folder.originals),
+            url=f"s3://{BUCKET}/{folder.prefix}",
+            names=list(folder.names),
+            marks=self.origin.marks,
+            seed=number,
+            ranks=scenario.ranks,
+        )
+
+    def _run_reader(
+        self, reader: str, job: Job, unstick: Callable[[], None], environment: dict[str, str]
+    ) -> dict[str, Any]:
+        command = [sys.executable, "-m", "tests.bench.application", reader, json.dumps(asdict(job))]
+        # Nobody asks a hub for anything.
+        environment = {**environment, "HF_HUB_OFFLINE": "1"}
+        told: dict[str, Any] = json.loads(run_limited(command, self.limit_s, unstick, environment))
         return told
 
-    def _touch_memory(self) -> None:
+    def _touch_memory(self, folder: Folder) -> None:
         """Have the host give back what it took: as much as a round uses, in a child that ends."""
-        size = max(TOUCH_BYTES_MIN, 2 * self.origin.model_bytes)
+        size = TOUCH_BYTES_MIN + 2 * folder.size_bytes
         command = [sys.executable, "-m", "tests.bench.touch", str(size)]
         run_limited(command, TOUCH_LIMIT_S, lambda: None)
 
 
-def calibrate(bench: Bench) -> tuple[Contestant, tuple[Sample, ...]]:
+def calibrate(bench: Bench, scenario: Scenario) -> tuple[Contestant, tuple[Sample, ...]]:
     """Return the raw setting with the best median, and what each of them did in round 0.
 
     Raises `ChildFailed` if none works: then the origin does not.
     """
-    scenario = SCENARIOS[0]
-    tried = {
-        name: Contestant(contestants.RAW, name, raw=setting)
-        for name, setting in contestants.RAW_VARIANTS.items()
-    }
+    tried = {name: Contestant(RAW, name, raw=setting) for name, setting in RAW_VARIANTS.items()}
     samples = [
         bench.run(scenario, contestant, 0)
         for _ in range(CALIBRATION_ROUNDS)
         for contestant in tried.values()
     ]
-    rows = summarise(samples, contestants.RAW, ())
-    speeds = {row.label: row.median_gb_per_s for row in rows if row.median_gb_per_s is not None}
+    rows = summarise(samples, (RAW,), ())
+    speeds = {row.label: row.median for row in rows if row.median is not None}
     if not speeds:
         raise ChildFailed(f"the raw fetch fails: {samples[0].error}")
     best = max(tried.values(), key=lambda contestant: speeds.get(contestant.label, 0.0))
     return best, tuple(samples)
 
 
-def run_rounds(
-    bench: Bench, plan: tuple[tuple[Scenario, tuple[Contestant, ...]], ...], rounds: int
-) -> Iterator[Sample]:
+def run_rounds(bench: Bench, plan: Plan, rounds: int, limit_s: float) -> Iterator[Sample]:
     """Yield one sample per round, scenario and contestant; every other round in reverse order.
 
-    Reversed, so that what one contestant leaves behind does not always hit the same other one.
+    Reversed, so that what one contestant leaves behind does not always hit the same other one. No
+    round begins that would end after `limit_s` if it took as long as the one before.
     """
+    started = time.monotonic()
     for number in range(1, rounds + 1):
-        bench.say(f"round {number} of {rounds}")
+        begun = time.monotonic()
+        bench.say(f"round {number} of {rounds} at {bench.origin.shape.label}")
         for scenario, takers in plan:
             for contestant in takers if number % 2 else reversed(takers):
                 yield bench.run(scenario, contestant, number)
+        now = time.monotonic()
+        if number < rounds and now - started + (now - begun) > limit_s:
+            bench.say(f"no time for round {number + 1}: a round takes {now - begun:.0f} s")
+            return

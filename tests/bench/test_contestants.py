@@ -4,33 +4,34 @@ from __future__ import annotations
 
 import pytest
 
-from tests.bench import contestants
+from tests.bench import contestants, peers
 from tests.bench.contestants import Programs, UnknownContestant, select
+from tests.bench.mounts import Knobs
 from tests.bench.raw import cut
+from tests.bench.scenarios import SCENARIOS, Scenario
 
 PROGRAMS = Programs(endpoint="http://127.0.0.1:1", rclone=None, s3fs="/usr/bin/s3fs")
 
 
-@pytest.mark.parametrize("reader", ["read", "mmap"])
-def test_the_best_variants_exist(reader: str) -> None:
-    """What is called best for a scenario is in the table of variants."""
-    assert contestants.BEST[contestants.S3FS][reader].removesuffix("+ra") in (
-        contestants.S3FS_VARIANTS
-    )
-    assert contestants.BEST[contestants.RCLONE][reader] in contestants.RCLONE_VARIANTS
-    assert contestants.BEST_STREAMS[reader] in contestants.RCLONE_STREAM_VARIANTS
+@pytest.mark.parametrize("kind", sorted({scenario.tuned_for for scenario in SCENARIOS}))
+def test_the_best_variants_exist(kind: str) -> None:
+    """What is called best for a kind of scenario is in the table of variants."""
+    assert peers.BEST[peers.S3FS][kind].removesuffix("+ra") in (peers.S3FS_VARIANTS)
+    assert peers.BEST[peers.RCLONE][kind] in peers.RCLONE_VARIANTS
+    with_streams = peers.RCLONE_VARIANTS | peers.RCLONE_STREAM_VARIANTS
+    assert peers.BEST_STREAMS[kind] in with_streams
 
 
 def test_a_name_is_its_best_variant() -> None:
     """A peer's bare name is the variant that is best for the scenario."""
     (chosen,) = select("s3fs", "read", PROGRAMS)
-    assert chosen.label == f"s3fs:{contestants.BEST['s3fs']['read']}"
+    assert chosen.label == f"s3fs:{peers.BEST['s3fs']['read']}"
 
 
 def test_a_star_is_every_variant() -> None:
     """`PEER:*` is each variant once."""
     chosen = select("s3fs:*", "read", PROGRAMS)
-    assert [taker.variant for taker in chosen] == list(contestants.S3FS_VARIANTS)
+    assert [taker.variant for taker in chosen] == list(peers.S3FS_VARIANTS)
 
 
 def test_read_ahead_suffix_sets_the_window() -> None:
@@ -40,7 +41,26 @@ def test_read_ahead_suffix_sets_the_window() -> None:
     assert plain.mount is not None
     assert chosen.mount is not None
     assert chosen.mount.command == plain.mount.command
-    assert chosen.mount.read_ahead_kb == contestants.READ_AHEAD_KB
+    assert plain.mount.knobs is None
+    assert chosen.mount.knobs == contestants.READ_AHEAD
+
+
+def test_kernel_defaults_differ_in_the_knobs_only() -> None:
+    """The variant of fusefs for ordinary users is fusefs, with Linux' own two settings."""
+    (plain,) = select("fusefs", "read", PROGRAMS)
+    (chosen,) = select("fusefs:kernel-defaults", "read", PROGRAMS)
+    assert plain.mount is not None
+    assert chosen.mount is not None
+    assert chosen.label == "fusefs:kernel-defaults"
+    assert chosen.mount.command == plain.mount.command
+    assert chosen.mount.knobs == Knobs(read_ahead_kb=128, max_background=12)
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
+def test_every_scenario_has_takers(scenario: Scenario) -> None:
+    """Fusefs takes part in every scenario, and whoever is named there is known."""
+    assert contestants.FUSEFS in scenario.names
+    assert set(scenario.names) <= set(contestants.NAMES)
 
 
 def test_commands_have_only_known_places() -> None:
@@ -57,7 +77,7 @@ def test_a_missing_peer_takes_no_part() -> None:
     assert select("rclone", "read", PROGRAMS) == ()
 
 
-@pytest.mark.parametrize("wanted", ["nobody", "s3fs:nothing"])
+@pytest.mark.parametrize("wanted", ["nobody", "s3fs:nothing", "fusefs:fast"])
 def test_unknown_names_are_refused(wanted: str) -> None:
     """An unknown contestant or variant is refused by name."""
     with pytest.raises(UnknownContestant, match=wanted.rpartition(":")[2]):

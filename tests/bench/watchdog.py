@@ -32,14 +32,18 @@ def connection_of(mountpoint: str) -> int | None:
     return found
 
 
+def show_connections() -> None:
+    """Mount fusectl if it is not: a container often lacks it. Root only; others go without."""
+    if not any(CONNECTIONS.iterdir()):
+        subprocess.run(["mount", "-t", "fusectl", "none", str(CONNECTIONS)], check=False)
+
+
 def abort(mountpoint: str) -> None:
     """Abort the connection behind `mountpoint` and take the mount away, if there is one."""
     number = connection_of(mountpoint)
     if number is None:
         return
-    if not any(CONNECTIONS.iterdir()):
-        # A container often lacks it; the caller is root, or cannot abort anyway.
-        subprocess.run(["mount", "-t", "fusectl", "none", str(CONNECTIONS)], check=False)
+    show_connections()
     with contextlib.suppress(OSError):
         (CONNECTIONS / str(number) / "abort").write_text("1")
     with contextlib.suppress(subprocess.TimeoutExpired):

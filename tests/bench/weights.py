@@ -50,6 +50,15 @@ def write_weights(directory: Path, shards: int, shard_bytes: int) -> tuple[str, 
     return tuple(names)
 
 
+def write_checkpoint(directory: Path, size_bytes: int) -> str:
+    """Write `pytorch_model.bin`, a zip as `torch.save` makes it; return its name."""
+    directory.mkdir(parents=True)
+    path = directory / "pytorch_model.bin"
+    torch.save(_tensors(0, size_bytes), path)
+    path.chmod(0o644)
+    return path.name
+
+
 def _tensors(shard: int, shard_bytes: int) -> dict[str, torch.Tensor]:
     """Fill one shard with whole layers, the last tensor cut to what is left."""
     random = numpy.random.default_rng(shard)
