@@ -177,7 +177,7 @@ class PageCache:
             passed = pages.arrived(index)
             file.plan.passed(passed // self._arena.block_size)
         page = pages.milestone(extent.start, extent.stop)
-        if page is None:
+        if page is None and not file.direct_opens:  # those ask for what is there as well
             for index in indices:
                 if pages.lost(index):
                     self._lost()

@@ -301,6 +301,23 @@ async def test_pages_the_kernel_drops_stop_the_pushing(
         assert len(parts.pusher.take()) == 1
 
 
+async def test_readers_past_the_page_cache_say_nothing_of_it(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A READ by O_DIRECT for a pushed block is no sign that the kernel dropped it."""
+    async with open_parts() as parts:
+        file = parts.open(20)
+        parts.land(file, 1, 4)
+        parts.pusher.answer(parts.pusher.take()[0])
+        await settle()
+        file.direct_opens = 1
+        parts.pages.reading(file, Extent(MIB, 2 * MIB), range(1, 2))
+        assert parts.counters.pushed_pages_lost_bytes == 0
+        file.direct_opens = 0
+        parts.pages.reading(file, Extent(MIB, 2 * MIB), range(1, 2))
+        assert parts.counters.pushed_pages_lost_bytes == MIB
+
+
 async def test_a_pusher_that_dies_gives_its_blocks_back_and_is_replaced(
     autojump_clock: trio.testing.MockClock, expect_warning: ExpectedWarnings
 ) -> None:
