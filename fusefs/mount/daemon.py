@@ -43,8 +43,8 @@ from fusefs.engine.slots import Slots
 from fusefs.errors import ConfigError, FusefsError
 from fusefs.mount.control import EngineParts, Status
 from fusefs.mount.kernel import find_mount
-from fusefs.mount.operations import Operations
-from fusefs.mount.tuning import may_abort, tune
+from fusefs.mount.operations import Hooks, Operations
+from fusefs.mount.tuning import HEAD_READ_AHEAD_KB, ReadAhead, may_abort, tune
 from fusefs.objects import ObjectMeta
 from fusefs.policy.budget import (
     WORKERS_INCLUDED,
@@ -87,6 +87,7 @@ class Daemon:
             limit, workers, engine.block_size, engine.range_size, engine.connections
         )
         self._arena = Arena(self._budget)
+        self._read_ahead = ReadAhead(config.kernel)
         threads = -(-self._budget.connections_max // workers)
         self._pool = Pool(workers, threads, self._counters)
         self._pace = Pace(self._budget, self._counters, CoresBusy().since_last)
@@ -111,7 +112,7 @@ class Daemon:
         )
         self._prefetcher = Prefetcher(
             self._files,
-            config.kernel.read_ahead_kb * 1024,
+            min(config.kernel.read_ahead_kb, HEAD_READ_AHEAD_KB) * 1024,
             self._budget.lead_first // COMPANION_LEAD_FRACTION,
             self._fetcher.wake,
         )
@@ -170,7 +171,7 @@ class Daemon:
             self._prefetcher,
             self._status,
             self._config,
-            self._tune,
+            Hooks(self._tune, self._read_ahead.opening),
         )
         pyfuse3.init(operations, f"/dev/fd/{fuse_fd}", set())
         gc.collect()
@@ -190,11 +191,13 @@ class Daemon:
         finally:
             pyfuse3.close(unmount=False)
 
-    async def _tune(self) -> None:
+    def _tune(self) -> None:
         """Set the kernel's knobs; called inside the first request, so FUSE_INIT is over."""
         row = find_mount(self._mountpoint)
         if row is not None:
-            self._status.knobs = tune(self._config.kernel, row.device)
+            knobs = self._status.knobs = tune(self._config.kernel, row.device)
+            if knobs["read_ahead_kb"].set:
+                self._read_ahead.begin(row.device)
             self._pagecache.allow(self._why_not_push(row.device))
 
     def _why_not_push(self, device: str) -> str | None:

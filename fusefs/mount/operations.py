@@ -14,6 +14,7 @@ import logging
 import os
 import stat
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
 import pyfuse3
@@ -33,6 +34,7 @@ from fusefs.engine.prefetcher import Prefetcher
 from fusefs.engine.reader import Reader
 from fusefs.errors import FusefsError, ObjectChanged, ObjectNotFound
 from fusefs.mount.control import STATS_NAME, Status
+from fusefs.policy.kinds import Kind
 from fusefs.tree.inodes import Entry
 from fusefs.tree.names import NAME_BYTES_MAX
 from fusefs.tree.tree import Tree, TreeStatistics
@@ -78,6 +80,14 @@ def answering(handler: Callable[P, Awaitable[R]]) -> Callable[P, Coroutine[Any, 
     return answer
 
 
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What else happens in a request: in the first one, and in every OPEN of a kind of file."""
+
+    first_request: Callable[[], None]
+    opening: Callable[[Kind], None]
+
+
 class Operations(pyfuse3.Operations):
     """One mount's requests.
 
@@ -96,7 +106,7 @@ class Operations(pyfuse3.Operations):
         prefetcher: Prefetcher,
         status: Status,
         config: Config,
-        on_first_request: Callable[[], Awaitable[None]],
+        hooks: Hooks,
     ) -> None:
         super().__init__()
         self._tree = tree
@@ -105,7 +115,7 @@ class Operations(pyfuse3.Operations):
         self._prefetcher = prefetcher
         self._status = status
         self._mount_config, self._tree_config = config.mount, config.tree
-        self._on_first_request = on_first_request
+        self._hooks = hooks
         self._uid = os.geteuid() if config.mount.uid is None else config.mount.uid
         self._gid = os.getegid() if config.mount.gid is None else config.mount.gid
         self._files: dict[int, File] = {}
@@ -210,6 +220,7 @@ class Operations(pyfuse3.Operations):
         self._opens[inode] = self._opens.get(inode, 0) + 1
         direct = DIRECT_HANDLE if flags & os.O_DIRECT else 0
         file.direct_opens += bool(direct)
+        self._hooks.opening(file.plan.kind)
         return FileInfo(fh=FileHandleT(inode | direct), keep_cache=True)
 
     @answering
@@ -237,7 +248,7 @@ class Operations(pyfuse3.Operations):
         """GETXATTR: the verbs of `control`; anything else is ENODATA."""
         if not self._asked:
             self._asked = True
-            await self._on_first_request()
+            self._hooks.first_request()
         if name == STATS_NAME:
             return self._status.stats()
         raise FUSEError(errno.ENODATA)

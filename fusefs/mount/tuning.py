@@ -2,7 +2,8 @@
 
 `read_ahead_kb` is how much the kernel asks for at once, `max_background` how many of its requests
 may be in flight. Both are files below /sys that only root of the host may write. They are written
-after FUSE_INIT (its reply resets the first) and before files are opened (each copies it).
+after FUSE_INIT (its reply resets the first) and before files are opened: each file copies the first
+when it is opened, so it can be written anew for a file of another kind.
 """
 
 from __future__ import annotations
@@ -14,8 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from fusefs.config import KernelConfig
+from fusefs.policy.kinds import Kind
 
 log = logging.getLogger("fusefs.tuning")
+
+HEAD_READ_AHEAD_KB = 1024
+"""For files of which often only the head is wanted: a page fault there brings one block, and
+requests are still as large as the kernel makes them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +56,42 @@ def tune(config: KernelConfig, device: str, sys: Path = Path("/sys")) -> dict[st
 def may_abort(device: str, sys: Path = Path("/sys")) -> bool:
     """Whether the keeper could end this connection if it locked up."""
     return os.access(sys / "fs/fuse/connections" / device.partition(":")[2] / "abort", os.W_OK)
+
+
+class ReadAhead:
+    """The kernel's readahead window, by kind of file.
+
+    The mutable state of ReadAhead is `_actual`, what the next file to be opened gets.
+    """
+
+    def __init__(self, config: KernelConfig, sys: Path = Path("/sys")) -> None:
+        self._wanted = config.read_ahead_kb
+        self._sys = sys
+        self._file: Path | None = None
+        self._actual = 0
+
+    def begin(self, device: str) -> None:
+        """The knob of the mount `device` is known, and may be set."""
+        self._file = self._sys / "class/bdi" / device / "read_ahead_kb"
+        self._actual = self._wanted
+
+    def opening(self, kind: Kind) -> None:
+        """A file of this kind is opened, and the reply is next.
+
+        Should two files of different kinds be opened in the same moment, one may get the other's
+        window: that costs speed, or a megabyte.
+        """
+        wants_little = kind in (Kind.SHARD, Kind.GGUF)
+        wanted = min(HEAD_READ_AHEAD_KB, self._wanted) if wants_little else self._wanted
+        if self._file is None or wanted == self._actual:
+            return
+        knob = _set(self._file, wanted)
+        self._actual = wanted
+        if not knob.set:
+            log.warning(
+                "read_ahead_kb stays at %s instead of %d: %s", knob.actual, wanted, knob.why
+            )
+            self._file = None
 
 
 def as_status(knobs: dict[str, Knob]) -> dict[str, Any]:

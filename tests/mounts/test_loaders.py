@@ -62,8 +62,7 @@ def test_transformers_loads_the_model_from_the_path(
 
 def test_looking_at_headers_downloads_the_headers(weed: Weed, model_bucket: str) -> None:
     """Opening every shard for its tensor names fetches one block of each, and nothing besides."""
-    options = ("--set", "kernel.read_ahead_kb=1024")
-    with open_mount(f"s3://{model_bucket}", *options, environment=weed.environment) as mounted:
+    with open_mount(f"s3://{model_bucket}", environment=weed.environment) as mounted:
         names = 0
         for shard in shards(mounted.path):
             with safe_open(shard, framework="pt") as file:
