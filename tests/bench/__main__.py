@@ -107,6 +107,7 @@ def _run_origin(
             yield from tried
             _say(f"raw ceiling: {raw.label}")
         plan = _plan(options, programs, raw)
+        _say(f"origin {shape.label}")
         yield from run_rounds(bench, plan, options.rounds, options.minutes * 60)
 
 

@@ -6,8 +6,10 @@ application, as on the way to a GPU: what is only mapped has not been loaded.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from safetensors import safe_open
 from tests.bench.job import Job, Watch, told
 
 PAGE_BYTES = 4096
+PR_SET_PDEATHSIG = 1
+"""From linux/prctl.h."""
 SAMPLED_EVERY = 1021
 """A rank keeps one element in so many of each tensor; a prime, so that no row is never seen."""
 
@@ -121,6 +125,8 @@ def ranks_load(job: Job) -> dict[str, Any]:
         results, result = os.pipe()
         pid = os.fork()
         if pid == 0:
+            # A reader that is too slow is killed; its ranks go with it.
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
             os.close(begin)
             os.close(results)
             _be_a_rank(job, start, result)

@@ -131,7 +131,8 @@ def summarise(
         tops = [[one for one in here if one[0].contestant == name] for name in ceilings]
         ceiling = _scores(_best(next(filter(None, tops), [])))
         rival = _scores(_best([one for one in here if one[0].contestant in peers]))
-        rows.append(_row(group, ceiling, rival))
+        # What is no mount has no rivals.
+        rows.append(_row(group, ceiling, {} if group[0].contestant in ceilings else rival))
     return tuple(rows)
 
 

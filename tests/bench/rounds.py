@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tests.bench.content import BUCKET, Folder
 from tests.bench.contestants import RAW, RAW_VARIANTS, RUNAI, Contestant
@@ -40,6 +40,17 @@ MARGIN_S = 120.0
 
 Plan = tuple[tuple[Scenario, tuple[Contestant, ...]], ...]
 """Who takes part in what, in the order of the first round."""
+
+
+class Runner(Protocol):
+    """Measures once and talks about it."""
+
+    @property
+    def say(self) -> Callable[[str], None]:
+        """Where to tell what goes on."""
+
+    def run(self, scenario: Scenario, contestant: Contestant, number: int) -> Sample:
+        """Return the sample of one contestant in round `number`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +193,7 @@ class Bench:
         run_limited(command, TOUCH_LIMIT_S, lambda: None)
 
 
-def calibrate(bench: Bench, scenario: Scenario) -> tuple[Contestant, tuple[Sample, ...]]:
+def calibrate(bench: Runner, scenario: Scenario) -> tuple[Contestant, tuple[Sample, ...]]:
     """Return the raw setting with the best median, and what each of them did in round 0.
 
     Raises `ChildFailed` if none works: then the origin does not.
@@ -201,20 +212,26 @@ def calibrate(bench: Bench, scenario: Scenario) -> tuple[Contestant, tuple[Sampl
     return best, tuple(samples)
 
 
-def run_rounds(bench: Bench, plan: Plan, rounds: int, limit_s: float) -> Iterator[Sample]:
+def run_rounds(
+    bench: Runner,
+    plan: Plan,
+    rounds: int,
+    limit_s: float,
+    now: Callable[[], float] = time.monotonic,
+) -> Iterator[Sample]:
     """Yield one sample per round, scenario and contestant; every other round in reverse order.
 
     Reversed, so that what one contestant leaves behind does not always hit the same other one. No
     round begins that would end after `limit_s` if it took as long as the one before.
     """
-    started = time.monotonic()
+    started = now()
     for number in range(1, rounds + 1):
-        begun = time.monotonic()
-        bench.say(f"round {number} of {rounds} at {bench.origin.shape.label}")
+        begun = now()
+        bench.say(f"round {number} of {rounds}")
         for scenario, takers in plan:
             for contestant in takers if number % 2 else reversed(takers):
                 yield bench.run(scenario, contestant, number)
-        now = time.monotonic()
-        if number < rounds and now - started + (now - begun) > limit_s:
-            bench.say(f"no time for round {number + 1}: a round takes {now - begun:.0f} s")
+        took_s = now() - begun
+        if number < rounds and now() - started + took_s > limit_s:
+            bench.say(f"no time for round {number + 1}: one takes {took_s:.0f} s")
             return
