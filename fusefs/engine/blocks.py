@@ -42,18 +42,21 @@ class Block:
     """One aligned piece of a file, on its way or in the arena.
 
     The mutable state of Block is all of it. INVARIANT: READY is assigned once, after the last byte
-    landed; `slot` is valid in FETCHING and READY; a block with waiters, or one that is being pushed
-    into the page cache, keeps its slot.
+    landed; `slot` is valid in FETCHING and READY; a READY block with waiters, or one that is being
+    pushed into the page cache, keeps its slot. A spare (see `engine.hedges`) is in no file and only
+    ever FETCHING.
     """
 
     __slots__ = (
-        "_arrived", "error", "file", "index", "pushing", "served", "slot", "state", "touched_s",
+        "_arrived", "error", "file", "index", "pushing", "served", "slot", "spare", "state",
+        "touched_s",
         "unread", "waiters",
     )  # fmt: skip
 
-    def __init__(self, file: File, index: int) -> None:
+    def __init__(self, file: File, index: int, spare: bool = False) -> None:
         self.file = file
         self.index = index
+        self.spare = spare
         self.state = State.QUEUED
         self.slot = -1
         self.waiters = 0

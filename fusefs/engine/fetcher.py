@@ -14,7 +14,6 @@ import logging
 import random
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
@@ -22,6 +21,7 @@ import trio
 
 from fusefs.engine import jobs
 from fusefs.engine.blocks import Block, File, State
+from fusefs.engine.hedges import Hedges, Run, Tries
 from fusefs.engine.pace import Pace
 from fusefs.engine.slots import Slots
 from fusefs.errors import (
@@ -39,9 +39,6 @@ from fusefs.policy.slots import Rank
 from fusefs.telemetry.counters import Counters
 
 log = logging.getLogger("fusefs.fetcher")
-
-PREFETCH_ATTEMPTS_MAX = 4
-"""A prefetch nobody waits for is given up after so many failures; demand asks again by itself."""
 
 CORRUPT_ATTEMPTS_MAX = 3
 """A lying answer may be one broken proxy connection; three in a row are the object's own trouble.
@@ -74,41 +71,7 @@ NextRun = Callable[[], tuple[File, int, int] | None]
 """Asks the prefetcher for the next run worth fetching: (file, first block, count)."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Tries:
-    """How often some blocks have failed; of that with wrong bytes, or by order of the store."""
-
-    failed: int = 0
-    corrupt: int = 0
-    throttled: int = 0
-
-    def after(self, error: FusefsError) -> _Tries:
-        return _Tries(
-            self.failed + 1,
-            self.corrupt + isinstance(error, CorruptData),
-            self.throttled + isinstance(error, StoreThrottled),
-        )
-
-    def are_spent(self, blocks: list[Block]) -> bool:
-        """Whether to let go of blocks: nobody waits for them, and there was no "later" as answer.
-
-        A plan does not come back to what was given up, so a reader would meet it block by block.
-        """
-        refused = self.failed if blocks[0].file.opens <= 0 else self.failed - self.throttled
-        return refused >= PREFETCH_ATTEMPTS_MAX and not any(block.waiters for block in blocks)
-
-
-_FIRST = _Tries()
-
-
-@dataclass(slots=True, eq=False)
-class _Run:
-    """One range request under way: neighbouring blocks in neighbouring slots."""
-
-    blocks: list[Block]
-    tries: _Tries
-    told_s: float
-    landed: int = 0
+_FIRST = Tries()
 
 
 class Fetcher:
@@ -136,9 +99,10 @@ class Fetcher:
         self._on_changed = on_changed
         self._on_landed = on_landed
         self._pace = pace
-        self._runs: dict[int, _Run] = {}
-        self._demand: deque[tuple[Block, _Tries]] = deque()
-        self._retries: list[tuple[float, int, list[Block], _Tries]] = []
+        self._hedges = Hedges(slots, counters)
+        self._runs: dict[int, Run] = {}
+        self._demand: deque[tuple[Block, Tries]] = deque()
+        self._retries: list[tuple[float, int, list[Block], Tries]] = []
         self._serial = itertools.count()
         self._wakeup = trio.Event()
 
@@ -180,6 +144,7 @@ class Fetcher:
             self._wakeup = trio.Event()
             self._requeue_due()
             self._pump(next_run)
+            self._hedge()
 
     def on_read(self, message: jobs.Message) -> None:
         """A message of the pool about a read job."""
@@ -191,6 +156,7 @@ class Fetcher:
         self._pace.ended()
         if "ok" in message:
             self._land(run, len(run.blocks))
+            self._hedges.ended(run)
         elif "lost" in message:
             self._failed(run, StoreUnavailable("the worker that fetched this block died"))
         else:
@@ -204,6 +170,8 @@ class Fetcher:
         alarms = [self._retries[0][0]] if self._retries else []
         if self._pace.alarm_s > now:
             alarms.append(self._pace.alarm_s)
+        if self._runs:
+            alarms.append(self._hedges.look_s)
         return min(alarms, default=float("inf"))
 
     def _pump(self, next_run: NextRun) -> None:
@@ -224,7 +192,7 @@ class Fetcher:
             if not self._start(blocks, _FIRST, Rank.IDLE):
                 return
 
-    def _next_demand(self) -> tuple[list[Block], _Tries]:
+    def _next_demand(self) -> tuple[list[Block], Tries]:
         """Queued blocks that one request can fetch: neighbours in one file, tried equally often."""
         block, tries = self._demand.popleft()
         blocks = [block]
@@ -237,7 +205,7 @@ class Fetcher:
             blocks.append(self._demand.popleft()[0])
         return blocks, tries
 
-    def _start(self, blocks: list[Block], tries: _Tries, highest: Rank) -> bool:
+    def _start(self, blocks: list[Block], tries: Tries, highest: Rank) -> bool:
         """Take slots and start fetching as many of `blocks` as fit next to each other."""
         count = self._slots.settle_in(blocks, highest)
         if not count:
@@ -245,43 +213,64 @@ class Fetcher:
         for block in reversed(blocks[count:]):
             if block.file.has(block.index):  # queued by demand or retry; prefetch is asked anew
                 self._demand.appendleft((block, tries))
+        self._send(blocks[:count], tries)
+        return True
+
+    def _hedge(self) -> None:
+        """Start second runs for late ones, beside the limit: they are few."""
+        now = trio.current_time()
+        if not self._hedges.is_due(now):
+            return
+        while self._workers.idle > 0 and self._pace.alarm_s <= now:
+            found = self._hedges.wanted(self._runs.values(), now)
+            if found is None:
+                return
+            spares, late = found
+            self._hedges.started(self._send(spares, late.tries), late)
+
+    def _send(self, blocks: list[Block], tries: Tries) -> Run:
+        """Fetch blocks that have neighbouring slots."""
         file = blocks[0].file
-        extent = extent_of(blocks[0].index, count, self._budget.block_size, file.meta.size)
+        extent = extent_of(blocks[0].index, len(blocks), self._budget.block_size, file.meta.size)
         job = self._workers.new_job()
-        self._runs[job] = _Run(blocks[:count], tries, trio.current_time())
+        now = trio.current_time()
+        run = self._runs[job] = Run(blocks, tries, now, now)
         self._pace.started(extent.size)
         self._counters.requests += 1
         self._counters.requests_read += 1
         at = blocks[0].slot * self._budget.block_size
         self._workers.start_read(jobs.ReadJob(job, file.meta.id, extent, at))
-        return True
+        return run
 
     # -- what comes back --------------------------------------------------------------------------
 
-    def _land(self, run: _Run, landed: int) -> None:
+    def _land(self, run: Run, landed: int) -> None:
         now = trio.current_time()
         size = 0
-        blocks = run.blocks[run.landed : landed]
-        for block in blocks:
-            size += block.extent.size
-            block.touched_s = now
-            block.settle(State.READY)
-        if blocks:
+        ready = []
+        for position in range(run.landed, landed):
+            size += run.blocks[position].extent.size
+            block = self._hedges.winner(run, position)
+            if block is not None:
+                block.touched_s = now
+                block.settle(State.READY)
+                ready.append(block)
+        if size:
             self._counters.bytes_fetched += size
             self._pace.landed(size, run.told_s, is_first=run.landed == 0)
+            self._hedges.landed(size, now - run.told_s, is_first=run.landed == 0)
             run.told_s, run.landed = now, landed
-            self._on_landed(blocks)
+        if ready:
+            self._on_landed(ready)
 
-    def _failed(self, run: _Run, error: FusefsError) -> None:
+    def _failed(self, run: Run, error: FusefsError) -> None:
         """Retry what may succeed later, fail the rest. The worker has stopped writing."""
         self._counters.fetch_errors += 1
         if isinstance(error, StoreThrottled):
             self._pace.throttled(error.retry_after_s)
-        blocks = run.blocks[run.landed :]
         file = run.blocks[0].file
         tries = run.tries.after(error)
-        for block in blocks:
-            self._slots.vacate(block)
+        blocks = self._hedges.ended(run)
         if isinstance(error, ObjectChanged) and file.changed is None:
             log.warning("%s changed in the store while it was open: %s", file.meta.id.key, error)
             file.changed = error
@@ -295,14 +284,14 @@ class Fetcher:
             log.warning("fetching %s failed: %s", file.meta.id.key, error)
         self._give_up(blocks, error)
 
-    def _worth_retrying(self, error: FusefsError, tries: _Tries, blocks: list[Block]) -> bool:
+    def _worth_retrying(self, error: FusefsError, tries: Tries, blocks: list[Block]) -> bool:
         if isinstance(error, CorruptData):
             return tries.corrupt < CORRUPT_ATTEMPTS_MAX
         if not isinstance(error, StoreUnavailable):
             return False
         return not tries.are_spent(blocks)
 
-    def _retry_later(self, blocks: list[Block], tries: _Tries, error: FusefsError) -> None:
+    def _retry_later(self, blocks: list[Block], tries: Tries, error: FusefsError) -> None:
         retry_after_s = error.retry_after_s if isinstance(error, StoreThrottled) else None
         chance = random.random()  # noqa: S311 - jitter, no secret
         pause = backoff_s(tries.failed, chance, retry_after_s)

@@ -149,7 +149,7 @@ class PageCache:
         log.error("pages are not pushed any more: the pusher died %d times", STARTS_MAX)
 
     def landed(self, blocks: list[Block]) -> None:
-        """Neighbouring blocks of one file have just become READY: push those nobody waits for."""
+        """Blocks of one file, in order, have just become READY: push those nobody waits for."""
         if self._channel is None or self.refused is not None:
             return
         file = blocks[0].file
@@ -160,7 +160,7 @@ class PageCache:
             return
         run: list[Block] = []
         for block in blocks:
-            if run and (block.waiters or self._is_milestone(block.index)):
+            if run and not self._continues(run[-1], block):
                 self._push(file, inode, run)
                 run = []
             if not block.waiters and block.state is State.READY:
@@ -197,6 +197,12 @@ class PageCache:
         }
 
     # -- decide -----------------------------------------------------------------------------------
+
+    def _continues(self, last: Block, block: Block) -> bool:
+        """Whether one push can hold both."""
+        if block.waiters or self._is_milestone(block.index):
+            return False
+        return (block.index, block.slot) == (last.index + 1, last.slot + 1)
 
     def _is_milestone(self, index: int) -> bool:
         return index % self._segment_blocks == 0

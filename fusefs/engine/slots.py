@@ -55,6 +55,26 @@ class Slots:
         0 means that there is no room at all. What lay there is evicted. The blocks are FETCHING
         from now on.
         """
+        count = self._take(blocks, highest)
+        for block in blocks[:count]:
+            if not block.waiters and not block.unread:
+                block.unread = True
+                self._unread += 1
+            block.file.blocks[block.index] = block
+        return count
+
+    def settle_spares(self, spares: list[Block]) -> int:
+        """Give spares slots next to each other, as many as fit; how many that were."""
+        return self._take(spares, Rank.IDLE)
+
+    def exchange(self, one: Block, other: Block) -> None:
+        """Let two blocks change places; one of them may have none."""
+        one.slot, other.slot = other.slot, one.slot
+        for block in (one, other):
+            if block.slot >= 0:
+                self._owners[block.slot] = block
+
+    def _take(self, blocks: list[Block], highest: Rank) -> int:
         now = trio.current_time()
         owners = self._owners
 
@@ -70,24 +90,20 @@ class Slots:
             before = owners[slot]
             if before is not None:
                 self._evict(before)
-            if not block.waiters and not block.unread:
-                block.unread = True
-                self._unread += 1
             block.slot = slot
             block.state = State.FETCHING
-            block.file.blocks[block.index] = block
             owners[slot] = block
         return count
 
     def vacate(self, block: Block) -> None:
-        """The block's fetch failed and its writer has stopped: the slot is free."""
-        self._owners[block.slot] = None
-        block.slot = -1
+        """The block's fetch failed and its writer has stopped: the slot is free, if it has one."""
+        if block.slot >= 0:
+            self._owners[block.slot] = None
+            block.slot = -1
 
     def forget(self, block: Block, error: FusefsError | None = None) -> None:
         """Take the block out of its slot, if it has one, and out of its file; wake who waits."""
-        if block.slot >= 0:
-            self.vacate(block)
+        self.vacate(block)
         if block.unread:
             block.unread = False
             self._unread -= 1

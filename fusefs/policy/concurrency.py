@@ -52,6 +52,10 @@ the same, and one step back answers them."""
 KNEE = 0.85
 """How near the limit comes, without a pause, to where it was when the store throttled."""
 
+STEPS = 8
+"""It doubles up to half of where it was, then comes nearer in eighths: a store that has just
+throttled is not hit with all of it at once."""
+
 LIMIT_MIN = 4
 """A store in trouble is still asked by so many requests at once. With fewer, a reader waits for
 each block, and the small ranges near it make more requests (simulated: 30 requests/s)."""
@@ -122,9 +126,13 @@ class Epoch:
         has_rest = self.started_bytes * self.firsts > 1.5 * self.firsts_bytes * self.started
         return not has_rest or self.rests >= wanted
 
-    def rate(self) -> float:
-        """Bytes per second that requests of this epoch's size bring, if they go on like this."""
-        size = self.started_bytes / self.started
+    def rate(self, range_bytes: int) -> float:
+        """Bytes per second that full ranges bring, if it goes on like this.
+
+        Full ones, so that epochs compare that saw more or fewer of the small ones near a reader. If
+        there were small ones only, then these.
+        """
+        size = range_bytes if self.rests else self.started_bytes / self.started
         first_bytes, first_s = self.firsts_bytes / self.firsts, self.firsts_s / self.firsts
         rest = max(0.0, size - first_bytes)
         per_byte = self.rests_s / self.rests_bytes if self.rests_bytes else first_s / first_bytes
@@ -137,7 +145,8 @@ class Concurrency:
     The mutable state of Concurrency is the limit, the range, the epoch, what the climb knows
     (`_base`: the best level so far; `_doubted`: the higher limit has failed once), until when it
     rests, where the store throttled (`_ceiling`; `_useful`: the limit before that), whether
-    that was `_raised` since, and whether bytes came (`_served`) since it throttled last.
+    that was `_raised` since, and whether requests sent since the last step back (`_stepped_s`) were
+    `_served`.
     INVARIANT: 1 <= limit <= connections_max; limit * range_blocks fits what prefetch may hold, or
     range_blocks is 1.
     """
@@ -157,6 +166,7 @@ class Concurrency:
         self._calm_after_s = 0.0
         self._raised = False
         self._served = False
+        self._stepped_s = 0.0
 
     @property
     def range_blocks(self) -> int:
@@ -185,7 +195,7 @@ class Concurrency:
 
     def landed(self, size: int, seconds: float, is_first: bool, now: float) -> None:
         """A request's next bytes arrived, `seconds` after it was sent or after those before."""
-        self._served = True
+        self._served |= is_first and now - seconds >= self._stepped_s
         self._epoch.landed(size, seconds, is_first, now)
 
     def ended(self, in_flight: int, now: float) -> None:
@@ -208,7 +218,8 @@ class Concurrency:
         if self._ceiling is not None:
             self._recover(self._ceiling, now)
         else:
-            self._climb(Level(self.limit, epoch.rate()), now, is_busy)
+            size = self._budget.block_size * self.range_blocks
+            self._climb(Level(self.limit, epoch.rate(size)), now, is_busy)
 
     def throttled(self, now: float, retry_after_s: float | None) -> None:
         """The store asked to slow down: stop prefetch as long as it says, go on with less."""
@@ -222,6 +233,7 @@ class Concurrency:
         if self._served or self._ceiling is None:
             self._ceiling = float(self.limit)  # else it refuses whatever we ask: no sign of a limit
         self._served = False
+        self._stepped_s = now + pause
         self._base = None
         self._range_wanted = min(2 * self._range_wanted, self._budget.range_blocks_max)
         if not self._raised:
@@ -256,9 +268,10 @@ class Concurrency:
 
     def _recover(self, ceiling: float, now: float) -> None:
         """Towards where it was when the store throttled, and after a rest a little beyond."""
-        more = self.limit + max(1, self.limit // RESERVED_FRACTION)
-        if more <= min(max(KNEE * ceiling, LIMIT_MIN), self._budget.connections_max):
-            self._become(more, now)
+        near = max(1, min(int(max(KNEE * ceiling, LIMIT_MIN)), self._budget.connections_max))
+        if self.limit < near:
+            step = self.limit if 4 * self.limit <= ceiling else max(1, int(ceiling / STEPS))
+            self._become(min(self.limit + step, near), now)
         elif now >= self._hold_until_s:
             self._ceiling, self._raised = 1.25 * ceiling + 1, True
             self._hold_until_s = now + self._hold_s

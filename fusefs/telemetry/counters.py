@@ -42,6 +42,10 @@ class Counters:
     """Fetches tried again after a failure."""
     fetch_errors: int = 0
     """Fetches that failed, retried or not."""
+    hedges: int = 0
+    """Second requests for blocks whose first request was late; part of `requests_read`."""
+    hedges_won: int = 0
+    """Hedges that brought a block before the late request did."""
     throttled: int = 0
     """Answers that asked us to slow down."""
     read_errors: int = 0

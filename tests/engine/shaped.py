@@ -253,6 +253,8 @@ def load(
     files: int = 1,
 ) -> Load:
     """Read a shard of `size` bytes from start to end with one reader that is infinitely fast."""
+    random.seed(seed)  # the fetcher's jitter
+    trio._core._run._r.seed(seed)  # the order of tasks in a step
     clock = trio.testing.MockClock(autojump_threshold=0)
     return trio.run(_load, origin, size, budget or budget_for(), seed, busy, files, clock=clock)
 

@@ -93,7 +93,10 @@ class SimulatedBucket:
 
 
 class SimulatedWorkers:
-    """Threads on a virtual clock. `lose_next` reads end with their worker's death."""
+    """Threads on a virtual clock. `lose_next` reads end with their worker's death.
+
+    `delays` are seconds that the next reads wait longer for their first bytes, in turn.
+    """
 
     def __init__(self, bucket: SimulatedBucket, arena: Arena, capacity: int) -> None:
         self.bucket = bucket
@@ -101,6 +104,7 @@ class SimulatedWorkers:
         self.block_s = 0.001
         self.first_byte_s = 0.025
         self.lose_next = 0
+        self.delays: deque[float] = deque()
         self.busy = 0
         self.busy_max = 0
         self._jobs = 0
@@ -125,7 +129,8 @@ class SimulatedWorkers:
         """Run jobs in `nursery` from now on."""
 
         def start(job: jobs.ReadJob) -> None:
-            nursery.start_soon(self._run, job, on_read)
+            delay = self.delays.popleft() if self.delays else 0.0
+            nursery.start_soon(self._run, job, on_read, delay)
 
         self._started = start
 
@@ -143,8 +148,10 @@ class SimulatedWorkers:
         except HeaderError as error:
             raise CorruptData(str(error)) from error
 
-    async def _run(self, job: jobs.ReadJob, on_read: Callable[[jobs.Message], None]) -> None:
-        await trio.sleep(self.first_byte_s)
+    async def _run(
+        self, job: jobs.ReadJob, on_read: Callable[[jobs.Message], None], delay: float
+    ) -> None:
+        await trio.sleep(self.first_byte_s + delay)
         lost, self.lose_next = self.lose_next > 0, max(0, self.lose_next - 1)
         try:
             data = self.bucket.read(job.id, job.extent)

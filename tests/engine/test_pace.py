@@ -56,6 +56,15 @@ def test_a_store_that_limits_requests_gives_more_than_to_any_fixed_setting(
     assert result.counters.read_errors == 0
 
 
+def test_a_few_stalled_requests_do_not_stall_the_load() -> None:
+    """One answer in 500 is silent for 20 s: with hedges the load takes a second longer, not 20."""
+    calm = load(Origin(80 * MB, 0.025), SIZE)
+    result = load(Origin(80 * MB, 0.025, stall_chance=0.002), SIZE)
+    assert result.counters.hedges_won >= 1
+    assert result.counters.hedges <= 4 + 0.05 * result.counters.requests_read
+    assert result.seconds < calm.seconds + 3.0
+
+
 def test_shards_share_one_limit() -> None:
     """Eight files read at once have no more requests in flight than one."""
     origin = Origin(400 * MB, 0.005)

@@ -187,6 +187,25 @@ async def test_a_waited_for_block_splits_a_run(autojump_clock: trio.testing.Mock
         assert starts == [(1, 2), (4, 2)]
 
 
+async def test_blocks_that_are_no_neighbours_in_memory_go_apart(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A block that a hedge brought lies elsewhere: each push reads from where its bytes are."""
+    async with open_parts() as parts:
+        file = parts.open(20)
+        blocks = [Block(file, index) for index in range(1, 5)]
+        parts.slots.settle_in(blocks, Rank.IDLE)
+        spare = Block(file, 2, spare=True)
+        assert parts.slots.settle_spares([spare]) == 1
+        parts.slots.exchange(blocks[1], spare)
+        for block in blocks:
+            block.settle(State.READY)
+        parts.pages.landed(blocks)
+        sent = [(m["start"] // MIB, m["size"] // MIB, m["at"] // MIB) for m in parts.pusher.take()]
+        slots = [block.slot for block in blocks]
+        assert sent == [(1, 1, slots[0]), (2, 1, slots[1]), (3, 2, slots[2])]
+
+
 async def test_the_first_page_of_a_segment_stays_out_and_tells_of_its_reader(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

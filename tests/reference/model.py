@@ -67,11 +67,18 @@ class Lose:
 
 
 @dataclass(frozen=True, slots=True)
+class Stall:
+    """The next reads are late, so that they are hedged."""
+
+    seconds: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Sleep:
     seconds: float
 
 
-Action = Put | Delete | Open | Close | Read | Fail | Lose | Sleep
+Action = Put | Delete | Open | Close | Read | Fail | Lose | Stall | Sleep
 Mutate = Callable[[Engine], None]
 
 
@@ -164,6 +171,8 @@ async def _act(world: World, action: Action) -> None:
             bucket.faults.extend([StoreUnavailable("simulated")] * times)
         case Lose():
             world.engine.workers.lose_next += 1
+        case Stall(delays):
+            world.engine.workers.delays.extend(delays)
         case Sleep(seconds):
             await trio.sleep(seconds)
 

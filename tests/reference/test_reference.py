@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from fusefs.engine.blocks import Block, FileTable, State
 from fusefs.engine.fetcher import Fetcher
 from fusefs.engine.fetcher import log as fetcher_log
+from fusefs.engine.slots import Slots
 from fusefs.objects import ObjectId
 from fusefs.policy.slots import Rank
 from tests.engine.simulated import BLOCK, Engine
@@ -29,6 +30,7 @@ from tests.reference.model import (
     Put,
     Read,
     Sleep,
+    Stall,
     play,
 )
 
@@ -49,6 +51,7 @@ ACTIONS: st.SearchStrategy[Action] = st.one_of(
     st.builds(Close, st.integers(0, 7)),
     st.builds(Fail, st.integers(1, 5)),
     st.just(Lose()),
+    st.builds(Stall, st.lists(st.sampled_from([0.0, 1.0, 3.0, 20.0]), max_size=4).map(tuple)),
     st.builds(Sleep, st.sampled_from([0.001, 0.03, 1.0, 31.0, 70.0])),
 )
 EXPECTED = "changed in the store while it was open|fetching .* failed"
@@ -93,7 +96,8 @@ def random_history(seed: int) -> list[Action]:
         elif kind < 0.93:
             history.append(Sleep(chance.choice([0.001, 31.0])))
         else:
-            troubles: list[Action] = [Fail(2), Lose(), Delete(key)]
+            late = tuple(chance.choice([0.0, 3.0, 20.0]) for _ in range(4))
+            troubles: list[Action] = [Fail(2), Lose(), Delete(key), Stall(late), Stall(late)]
             history.append(chance.choice(troubles))
     return history
 
@@ -130,6 +134,19 @@ def waiters_do_not_pin(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Block, "rank", lambda self, now: Rank.FREE)
 
 
+def a_loser_gives_up_its_slot(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a hedge has won a block, the slot that the late run still writes to is free."""
+    original = Slots.exchange
+
+    def exchange(self: Slots, one: Block, other: Block) -> None:
+        original(self, one, other)
+        for block in (one, other):
+            if block.spare:
+                self.vacate(block)
+
+    monkeypatch.setattr(Slots, "exchange", exchange)
+
+
 def requests_without_a_version(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """The store is asked for whatever is current."""
     bucket = engine.bucket
@@ -146,7 +163,13 @@ def requests_without_a_version(engine: Engine, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize(
     "mutant",
-    [ready_too_early, no_version_in_the_table, waiters_do_not_pin, requests_without_a_version],
+    [
+        ready_too_early,
+        no_version_in_the_table,
+        waiters_do_not_pin,
+        a_loser_gives_up_its_slot,
+        requests_without_a_version,
+    ],
 )
 def test_planted_mutants_are_caught(
     mutant: Callable[[Engine, pytest.MonkeyPatch], None],
