@@ -41,12 +41,14 @@ except OSError as error:
 class Answer:
     """What a mount said of itself. Without `stats`, `trouble` says why, to follow its name.
 
-    `dead` tells that its daemon is gone and that nothing but unmounting helps.
+    `dead` tells that its daemon is gone and that nothing but unmounting helps; `silent`, that it
+    was asked in vain.
     """
 
     stats: dict[str, Any] | None
     trouble: str | None = None
     dead: bool = False
+    silent: bool = False
 
 
 def ask_mount(mountpoint: str, timeout_s: float = ANSWER_TIMEOUT_S) -> Answer:
@@ -80,7 +82,7 @@ def _collect(child: subprocess.Popen[bytes], until: float) -> Answer:
             child.communicate(timeout=_GIVE_UP_S)
         except subprocess.TimeoutExpired:
             child.returncode = -1  # stuck in the kernel: it ends when the mount does
-        return Answer(None, "does not answer")
+        return Answer(None, "does not answer", silent=True)
     if child.returncode == errno.ENOTCONN:
         return Answer(None, "has lost its daemon (transport endpoint is not connected)", dead=True)
     if child.returncode != 0:

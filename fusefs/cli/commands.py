@@ -118,7 +118,8 @@ def _fusefs_parser() -> argparse.ArgumentParser:
     umount.add_argument("mountpoint", metavar="MOUNTPOINT")
     umount.add_argument(
         "-l", "--lazy", action="store_true",
-        help="detach now; the processes end when the last user of a file does",
+        help="detach now; the processes end when the last user of a file does, or now if the mount"
+        " does not answer",
     )  # fmt: skip
     umount.set_defaults(command=_umount)
 
@@ -239,8 +240,12 @@ def _find_mount(text: str) -> kernel.MountRow:
 
 
 def _umount(arguments: argparse.Namespace) -> int:
-    mountpoint = _find_mount(arguments.mountpoint).mountpoint
-    stats = ask_mount(mountpoint).stats
+    row = _find_mount(arguments.mountpoint)
+    mountpoint = row.mountpoint
+    answer = ask_mount(mountpoint)
+    if arguments.lazy and answer.silent:
+        kernel.abort_connection(row.device)  # its readers would wait for ever
+    stats = answer.stats
     with open_processes(process_ids(stats) if stats else ()) as processes:
         try:
             kernel.unmount(mountpoint, arguments.lazy)

@@ -4,10 +4,16 @@ Run as `python -m fusefs.engine.pusher CHANNEL_FD FUSE_FD ARENA_FD THREADS`. Its
 process nobody waits for. A push waits in the kernel, unkillable, for pages that a READ under way
 holds locked; so neither the daemon, which answers READs, nor a worker, whose bytes a READ may need,
 ever pushes. It has no network and no credentials, and ends when its channel does.
+
+It writes through a device file of its own. A push that waits cannot be killed and keeps its file
+open; were that the daemon's, then the kernel, when all processes are killed at once (a container's
+end), would not learn that nobody is left to answer the READ which the push waits for.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import mmap
 import os
 import signal
@@ -25,6 +31,9 @@ _HEADER = struct.Struct("<IiQQQII")
 (nodeid, offset, size, padding), of <linux/fuse.h>."""
 
 _NOTIFY_STORE = 4
+
+_DEV_IOC_CLONE = 0x8004E500
+"""FUSE_DEV_IOC_CLONE of <linux/fuse.h>: _IOR(229, 0, uint32_t)."""
 
 
 class Pusher:
@@ -66,11 +75,28 @@ class Pusher:
         return 0
 
 
+def own_device(fuse_fd: int) -> int:
+    """Another device file of the connection behind `fuse_fd`, which is closed.
+
+    Where /dev/fuse may not be opened, that is `fuse_fd` itself.
+    """
+    with contextlib.suppress(OSError):
+        own = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fcntl.ioctl(own, _DEV_IOC_CLONE, struct.pack("I", fuse_fd))
+        except OSError:
+            os.close(own)
+            raise
+        os.close(fuse_fd)
+        return own
+    return fuse_fd
+
+
 def main(channel_fd: int, fuse_fd: int, arena_fd: int, threads: int) -> None:
     """Serve one mount."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the keeper's to act on
     name_process("fusefs-push")
-    Pusher(socket.socket(fileno=channel_fd), fuse_fd, arena_fd).run(threads)
+    Pusher(socket.socket(fileno=channel_fd), own_device(fuse_fd), arena_fd).run(threads)
 
 
 if __name__ == "__main__":

@@ -181,6 +181,7 @@ class Daemon:
                 nursery.start_soon(self._fetcher.run, self._prefetcher.next_run)
                 nursery.start_soon(self._prefetcher.run, self._guide)
                 nursery.start_soon(_end_on_sigterm)
+                nursery.start_soon(self._watch_keeper, keeper)
                 if self._config.kernel.push:
                     start = partial(start_pusher, fuse_fd, self._arena.fd, PUSHERS)
                     nursery.start_soon(self._pagecache.run, start)
@@ -199,6 +200,11 @@ class Daemon:
             if knobs["read_ahead_kb"].set:
                 self._read_ahead.begin(row.device)
             self._pagecache.allow(self._why_not_push(row.device))
+
+    async def _watch_keeper(self, keeper: trio.socket.SocketType) -> None:
+        """Without its keeper a mount goes on; but nobody is left who could abort it."""
+        await keeper.recv(1)
+        self._pagecache.allow("the keeper is gone")
 
     def _why_not_push(self, device: str) -> str | None:
         if not self._config.kernel.push:

@@ -44,8 +44,9 @@ class Stopped(Exception):
 class Keeper:
     """One mount's life.
 
-    The mutable state of Keeper is the daemon, the descriptor, the mount's device and the signals
-    that came. INVARIANT: `_device` is set exactly while the mount may still be there.
+    The mutable state of Keeper is the daemon and the channel to it, the descriptor, the mount's
+    device and the signals that came. INVARIANT: `_device` is set exactly while the mount may still
+    be there.
     """
 
     def __init__(self, job: dict[str, Any], job_fd: int) -> None:
@@ -54,6 +55,7 @@ class Keeper:
         self._allow_other = job["config"]["mount"]["allow_other"]
         self._job_fd = job_fd
         self._daemon: subprocess.Popen[bytes] | None = None
+        self._channel: socket.socket | None = None
         self._fuse_fd: int | None = None
         self._device: str | None = None
         self._wake, wake_end = socket.socketpair()
@@ -70,15 +72,14 @@ class Keeper:
 
     def start(self) -> None:
         """Bring the mount up. Raises FusefsError or Stopped; then `stop` cleans up."""
-        channel = self._start_daemon()
-        with channel:
-            self._expect(channel, "checked", CHECK_TIMEOUT_S)
-            kernel.mount_connections()
-            self._fuse_fd = kernel.mount_fuse(self._source, self._mountpoint, self._allow_other)
-            row = kernel.find_mount(self._mountpoint)
-            self._device = row.device if row else None
-            socket.send_fds(channel, [b"fuse"], [self._fuse_fd])
-            self._expect(channel, "serving", CHECK_TIMEOUT_S)
+        self._channel = channel = self._start_daemon()  # open for life: its end tells of ours
+        self._expect(channel, "checked", CHECK_TIMEOUT_S)
+        kernel.mount_connections()
+        self._fuse_fd = kernel.mount_fuse(self._source, self._mountpoint, self._allow_other)
+        row = kernel.find_mount(self._mountpoint)
+        self._device = row.device if row else None
+        socket.send_fds(channel, [b"fuse"], [self._fuse_fd])
+        self._expect(channel, "serving", CHECK_TIMEOUT_S)
         self._probe()
 
     def wait(self) -> int:
@@ -94,6 +95,9 @@ class Keeper:
 
     def stop(self) -> None:
         """Unmount, let the daemon end, and abort what does not end by itself. Idempotent."""
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
         if self._daemon is not None and self._daemon.poll() is not None:
             self._abort()
         if self._device is not None and self._is_mounted():

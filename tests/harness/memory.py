@@ -8,6 +8,7 @@ away just when it matters.
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 import select
@@ -38,19 +39,29 @@ class Peak:
 
 
 def marked_pids(marker: str) -> list[int]:
-    """Return the live processes whose environment carries `MARKER=marker`, whoever started them."""
+    """Return the live processes whose environment carries `MARKER=marker`, whoever started them.
+
+    Also those of which only one thread is left, stuck in the kernel: the environment is its alone.
+    """
     wanted = f"{MARKER}={marker}".encode()
     pids = []
     for entry in os.scandir("/proc"):
         if entry.name.isdigit():
-            try:
-                with open(f"/proc/{entry.name}/environ", "rb") as file:
-                    environment = file.read().split(b"\0")
-            except OSError:
-                continue  # It ended while we looked, or belongs to somebody else.
-            if wanted in environment:
+            environment = _environment(f"/proc/{entry.name}")
+            if not environment:
+                tasks = glob.glob(f"/proc/{entry.name}/task/*")
+                environment = b"\0".join(_environment(task) for task in tasks[1:])
+            if wanted in environment.split(b"\0"):
                 pids.append(int(entry.name))
     return sorted(pids)
+
+
+def _environment(directory: str) -> bytes:
+    try:
+        with open(f"{directory}/environ", "rb") as file:
+            return file.read()
+    except OSError:
+        return b""  # It ended while we looked, or belongs to somebody else.
 
 
 def pss_bytes(pids: Iterable[int]) -> int:

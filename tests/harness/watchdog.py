@@ -52,7 +52,8 @@ def find_mount(path: Path) -> MountEntry | None:
 def tear_down(path: Path, marker: str) -> None:
     """Kill the group `marker`, abort the connection of the mount at `path` and detach it.
 
-    Again until nothing is left: a process killed while it mounts may have mounted meanwhile.
+    Again until nothing is left: a process killed while it mounts may have mounted meanwhile. A
+    mount that was detached already is told by its waiting requests.
     """
     while True:
         pids = [pid for pid in marked_pids(marker) if pid != os.getpid()]
@@ -64,7 +65,33 @@ def tear_down(path: Path, marker: str) -> None:
             _detach(path, entry)
         elif not pids:
             return
+        elif any(_is_stuck(pid) for pid in pids):
+            _abort_detached()
         time.sleep(0.01)
+
+
+def _is_stuck(pid: int) -> bool:
+    """Whether a process that was killed waits where no signal reaches it."""
+    with contextlib.suppress(OSError):
+        states = [t.read_text() for t in Path(f"/proc/{pid}/task").glob("*/stat")]
+        return any(state.rpartition(")")[2].split()[0] == "D" for state in states)
+    return False
+
+
+def _abort_detached() -> None:
+    """Abort connections with waiting requests that no process sees mounted any more.
+
+    Only a mount that was detached while it hung looks like that.
+    """
+    mounted: set[str] = set()
+    for mountinfo in Path("/proc").glob("[0-9]*/mountinfo"):
+        with contextlib.suppress(OSError):  # it ended while we looked
+            mounted.update(row.split()[2] for row in mountinfo.read_text().splitlines())
+    for connection in Path("/sys/fs/fuse/connections").iterdir():
+        with contextlib.suppress(OSError):
+            waits = (connection / "waiting").read_text().strip() != "0"
+            if waits and f"0:{connection.name}" not in mounted:
+                (connection / "abort").write_text("1")
 
 
 def _detach(path: Path, entry: MountEntry) -> None:

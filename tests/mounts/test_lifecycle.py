@@ -57,11 +57,20 @@ exec setpriv --reuid 1000 --regid 1000 --clear-groups --inh-caps +dac_read_searc
     --ambient-caps +dac_read_search sh -c '
         set -eu
         "$@" mount "file://$PLAIN" "$MOUNTPOINT"
+        "$1" -c "$COMPARE_MAPPED" "$MOUNTPOINT/big.bin" "$PLAIN/big.bin"
         cmp "$MOUNTPOINT/big.bin" "$PLAIN/big.bin"
         "$@" status "$MOUNTPOINT" --json
         "$@" umount "$MOUNTPOINT"
         ! grep -q "$MOUNTPOINT" /proc/self/mountinfo
     ' "$@"
+"""
+
+
+COMPARE_MAPPED = """
+import mmap, sys
+files = [open(path, "rb") for path in sys.argv[1:]]
+ours, theirs = (mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) for file in files)
+sys.exit(ours[:] != theirs[:])
 """
 
 
@@ -74,7 +83,7 @@ def home() -> Iterator[Path]:
 
 
 def test_an_ordinary_user_can_mount_read_and_unmount(plain: Path, home: Path) -> None:
-    """Through fusermount3, without root: right bytes, and status says which knob was not set.
+    """Through fusermount3, without root: right bytes, mapped too; status says what was not set.
 
     The user has one capability, to read files anywhere: the interpreter may lie in root's home.
     """
@@ -88,6 +97,7 @@ def test_an_ordinary_user_can_mount_read_and_unmount(plain: Path, home: Path) ->
         "HOME": str(home),
         "PLAIN": str(plain),
         "MOUNTPOINT": str(mountpoint),
+        "COMPARE_MAPPED": COMPARE_MAPPED,
     }
     done = subprocess.run(
         ["unshare", "--mount", "sh", "-c", UNPRIVILEGED, "sh", str(home), *cli_command()],

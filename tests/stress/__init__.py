@@ -1,0 +1,1 @@
+"""Readers of every kind on one mount, while pages are pushed, evicted, dropped and reclaimed."""
