@@ -26,7 +26,7 @@ from fusefs.engine.arena import Arena
 from fusefs.engine.blocks import File, FileTable
 from fusefs.engine.fetcher import Fetcher
 from fusefs.engine.guide import Guide, Names
-from fusefs.engine.machine import CoresBusy, cores_available, memory_available
+from fusefs.engine.machine import Cores, cores_available, memory_available
 from fusefs.engine.pace import Pace
 from fusefs.engine.pool import Pool
 from fusefs.engine.prefetcher import Prefetcher
@@ -74,7 +74,7 @@ class Daemon:
         self._arena = Arena(self._budget)
         threads = -(-self._budget.connections_max // workers)
         self._pool = Pool(workers, threads, self._counters)
-        self._pace = Pace(self._budget, self._counters, CoresBusy().since_last)
+        self._pace = Pace(self._budget, self._counters, Cores(lambda: self._pool.pids).are_full)
         self._files = FileTable(self._budget.block_size, self._budget.range_blocks_max)
         self._slots = Slots(self._budget, self._files, self._counters)
         self._fetcher = Fetcher(

@@ -177,7 +177,7 @@ async def open_engine(
     files = FileTable(BLOCK, budget.range_blocks_max)
     changed: list[File] = []
     tenants = Slots(budget, files, counters)
-    pace = Pace(budget, counters, lambda: 0.0)
+    pace = Pace(budget, counters, lambda: False)
     fetcher = Fetcher(budget, tenants, workers, counters, changed.append, pace)
     prefetcher = Prefetcher(files, head_bytes, fetcher.wake)
     reader = Reader(arena, tenants, fetcher, prefetcher, counters, deadline_s)
