@@ -6,7 +6,14 @@ Reads /proc and /sys, decides nothing.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
+
+CORES_FULL = 0.95
+"""The rest is what a scheduler leaves idle between two threads."""
+
+CORES_OURS = 0.5
+"""The reader takes a quarter of what a load costs, a store on the same machine another one."""
 
 
 def name_process(name: str) -> None:
@@ -40,23 +47,45 @@ def cores_available() -> int:
     return len(os.sched_getaffinity(0))
 
 
-class CoresBusy:
-    """How busy all cores of the machine were.
+class Cores:
+    """Whether the cores of this machine are full, and of us.
 
-    The mutable state of CoresBusy is the kernel's sums at the last look.
+    The mutable state of Cores is the kernel's sums at the last look, in its ticks: of all cores'
+    time, of the busy part, and of our processes (`pids` and this one).
     """
 
-    def __init__(self, root: Path = Path("/")) -> None:
-        self._file = root / "proc/stat"
-        self._busy, self._all = 0, 0
+    def __init__(self, pids: Callable[[], Iterable[int]], root: Path = Path("/")) -> None:
+        self._pids = pids
+        self._proc = root / "proc"
+        self._all, self._busy, self._ours = 0, 0, 0
 
-    def since_last(self) -> float:
-        """Busy part, 0 to 1, of the time since the last call (the first: since the boot)."""
-        ticks = [int(field) for field in self._file.read_text().split("\n", 1)[0].split()[1:9]]
-        busy, all_ = sum(ticks) - ticks[3] - ticks[4], sum(ticks)  # less "idle" and "iowait"
-        part = (busy - self._busy) / max(1, all_ - self._all)
-        self._busy, self._all = busy, all_
-        return part
+    def are_full(self) -> bool:
+        """Whether since the last call nearly no core was idle, and half of all time was ours.
+
+        What others use says nothing of us: beside them, more connections still get more.
+        """
+        ticks = [int(field) for field in _fields(self._proc / "stat")[1:9]]
+        before = self._all, self._busy, self._ours
+        self._all = sum(ticks)
+        self._busy = self._all - ticks[3] - ticks[4]  # less "idle" and "iowait"
+        self._ours = sum(self._ticks_of(pid) for pid in (os.getpid(), *self._pids()))
+        elapsed = max(1, self._all - before[0])
+        is_full = self._busy - before[1] >= CORES_FULL * elapsed
+        return is_full and self._ours - before[2] >= CORES_OURS * elapsed
+
+    def _ticks_of(self, pid: int) -> int:
+        """User and system time of a process (proc_pid_stat(5), fields 14 and 15)."""
+        try:
+            text = (self._proc / str(pid) / "stat").read_text()
+        except OSError:
+            return 0  # it just ended
+        after_name = text.rpartition(")")[2].split()
+        return int(after_name[11]) + int(after_name[12])
+
+
+def _fields(file: Path) -> list[str]:
+    """The words of a file's first line."""
+    return file.read_text().split("\n", 1)[0].split()
 
 
 def _meminfo(root: Path, name: str) -> int:

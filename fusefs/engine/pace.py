@@ -14,9 +14,6 @@ from fusefs.policy.budget import ArenaBudget
 from fusefs.policy.concurrency import Concurrency
 from fusefs.telemetry.counters import Counters
 
-CORES_BUSY = 0.95
-"""With so much of all cores in use, more requests only take turns: none is tried."""
-
 
 class Pace:
     """How many requests may be in flight now, and how large.
@@ -25,11 +22,11 @@ class Pace:
     """
 
     def __init__(
-        self, budget: ArenaBudget, counters: Counters, cores_busy: Callable[[], float]
+        self, budget: ArenaBudget, counters: Counters, are_cores_full: Callable[[], bool]
     ) -> None:
         self._budget = budget
         self._counters = counters
-        self._cores_busy = cores_busy
+        self._are_cores_full = are_cores_full
         self._control = Concurrency(budget)
         self._in_flight = 0
 
@@ -68,7 +65,7 @@ class Pace:
         now = trio.current_time()
         self._control.landed(size, now - since_s, is_first, now)
         if self._control.is_due(now):
-            self._control.review(now, self._cores_busy() >= CORES_BUSY)
+            self._control.review(now, self._are_cores_full())
 
     def ended(self) -> None:
         """A request ended, well or not."""

@@ -28,7 +28,7 @@ from fusefs.engine.blocks import Block, File, FileTable
 from fusefs.engine.fetcher import Fetcher
 from fusefs.engine.guide import Guide, Names
 from fusefs.engine.machine import (
-    CoresBusy,
+    Cores,
     cores_available,
     memory_available,
     name_process,
@@ -90,7 +90,7 @@ class Daemon:
         self._read_ahead = ReadAhead(config.kernel)
         threads = -(-self._budget.connections_max // workers)
         self._pool = Pool(workers, threads, self._counters)
-        self._pace = Pace(self._budget, self._counters, CoresBusy().since_last)
+        self._pace = Pace(self._budget, self._counters, Cores(lambda: self._pool.pids).are_full)
         self._files = FileTable(self._budget.block_size, self._budget.range_blocks_max)
         self._slots = Slots(self._budget, self._files, self._counters)
         self._fetcher = Fetcher(

@@ -204,7 +204,7 @@ def budget_for(connections: int | None = None, memory: int = 2 * GIB) -> ArenaBu
 
 
 async def _load(
-    origin: Origin, size: int, budget: ArenaBudget, seed: int, busy: Callable[[], float], files: int
+    origin: Origin, size: int, budget: ArenaBudget, seed: int, busy: Callable[[], bool], files: int
 ) -> Load:
     arena = Arena(budget)
     counters = Counters()
@@ -249,7 +249,7 @@ def load(
     size: int,
     budget: ArenaBudget | None = None,
     seed: int = 1,
-    busy: Callable[[], float] = lambda: 0.0,
+    busy: Callable[[], bool] = lambda: False,
     files: int = 1,
 ) -> Load:
     """Read a shard of `size` bytes from start to end with one reader that is infinitely fast."""

@@ -220,7 +220,7 @@ async def open_engine(
     files = FileTable(BLOCK, budget.range_blocks_max)
     changed: list[File] = []
     tenants = Slots(budget, files, counters)
-    pace = Pace(budget, counters, lambda: 0.0)
+    pace = Pace(budget, counters, lambda: False)
     fetcher = Fetcher(budget, tenants, workers, counters, changed.append, lambda blocks: None, pace)
     pagecache = PageCache(arena, tenants, counters, lambda file: None, lambda: 0, fetcher.wake)
     prefetcher = Prefetcher(files, head_bytes, budget.lead_first // 4, fetcher.wake)

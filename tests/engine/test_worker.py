@@ -7,12 +7,10 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
 from fusefs.engine import jobs
-from fusefs.engine.machine import CoresBusy
 from fusefs.engine.worker import Worker
 from fusefs.objects import Extent, ListPage, ObjectId, ObjectMeta
 
@@ -147,16 +145,3 @@ def test_a_system_without_threads_is_served_by_those_there_are(
         daemon.start(2)
         daemon.finish(2)
         assert fetch_threads() == 1
-
-
-def test_the_busy_part_of_the_cores_is_since_the_last_look(tmp_path: Path) -> None:
-    """Idle and waiting for disks is not busy; steal is."""
-    (tmp_path / "proc").mkdir()
-    stat = tmp_path / "proc/stat"
-    stat.write_text("cpu  100 0 100 700 100 0 0 0 0 0\ncpu0 1 1 1 1\n")
-    cores = CoresBusy(tmp_path)
-    assert cores.since_last() == pytest.approx(0.2)
-    stat.write_text("cpu  160 10 110 705 105 5 5 0 0 0\n")
-    assert cores.since_last() == pytest.approx(0.9)
-    assert cores.since_last() == 0.0
-    assert 0 <= CoresBusy().since_last() <= 1
