@@ -66,8 +66,9 @@ COMPANION_LEAD_FRACTION = 4
 """Small files that came along and are not read yet take at most a quarter of what prefetch may."""
 
 
-PUSHERS = 2
-"""Threads that push: one writes 3 GiB/s, and one may have to wait for a READ."""
+PUSHERS_MIN, PUSHERS_MAX = 2, 8
+"""Threads that push, one for four cores: one writes 3 GB/s, as much as four workers fetch. Two at
+least, since one may have to wait for a READ."""
 
 
 class Daemon:
@@ -184,7 +185,8 @@ class Daemon:
                 nursery.start_soon(_end_on_sigterm)
                 nursery.start_soon(self._watch_keeper, keeper)
                 if self._config.kernel.push:
-                    start = partial(start_pusher, fuse_fd, self._arena.fd, PUSHERS)
+                    threads = min(PUSHERS_MAX, max(PUSHERS_MIN, cores_available() // 4))
+                    start = partial(start_pusher, fuse_fd, self._arena.fd, threads)
                     nursery.start_soon(self._pagecache.run, start)
                 await keeper.send(jobs.encode({"serving": True}))
                 max_tasks = self._config.kernel.max_background + TASKS_MARGIN
