@@ -77,7 +77,7 @@ def test_a_replaced_file_in_a_directory_is_seen_too(tmp_path: Path) -> None:
             (source / "new").write_bytes(pattern(b"b", size))
             (source / "new").rename(source / "w.bin")
             with pytest.raises(OSError, match="Stale"):
-                os.pread(file.fileno(), 65_536, size - 65_536)
+                os.pread(file.fileno(), 65_536, size // 2)  # its end is here already
         assert (mounted.path / "w.bin").read_bytes() == pattern(b"b", size)
 
 
