@@ -8,6 +8,7 @@ mount is gone. It touches no network and never a path inside its mount.
 from __future__ import annotations
 
 import array
+import contextlib
 import gc
 import json
 import logging
@@ -193,7 +194,8 @@ class Daemon:
 
     async def _watch_keeper(self, keeper: trio.socket.SocketType) -> None:
         """Without its keeper a mount goes on; but nobody is left who could abort it."""
-        await keeper.recv(1)
+        with contextlib.suppress(ConnectionResetError):  # it died before it read our last word
+            await keeper.recv(1)
         self._pagecache.allow("the keeper is gone")
 
     def _why_not_push(self, device: str) -> str | None:

@@ -23,6 +23,9 @@ from typing import Any
 from tests.harness.mounted import ROOT, Mounted
 from tests.mounts.test_changes import wait_until
 
+PUSHING_MIN = 8
+"""Blocks whose pushes lie in the socket: enough that the readers of the crowd meet some."""
+
 
 @dataclass(frozen=True, slots=True)
 class Blocked:
@@ -72,7 +75,7 @@ def open_blocked(mounted: Mounted, plain: Path, stopped: str) -> Iterator[Blocke
     os.kill(pids["pusher"], signal.SIGSTOP)
     command = [sys.executable, "-m", "tests.mounts.crowd", str(mounted.path / plain.name)]
     crowd = subprocess.Popen(
-        [*command, str(plain), "4", "100"],
+        [*command, str(plain), "4", str(plain.stat().st_size >> 20)],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -102,7 +105,7 @@ def open_blocked(mounted: Mounted, plain: Path, stopped: str) -> Iterator[Blocke
 def _has_landed(mounted: Mounted) -> bool:
     """Whether all that is wanted is there, and pushes lie in the socket."""
     status = mounted.status()
-    return bool(status["arena"]["fetching"] == 0 and status["page_cache"]["pushing"] > 0)
+    return bool(status["arena"]["fetching"] == 0 and status["page_cache"]["pushing"] >= PUSHING_MIN)
 
 
 def _is_settled(pid: int) -> bool:

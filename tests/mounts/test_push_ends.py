@@ -27,14 +27,15 @@ ABORTED = {errno.ENOTCONN, errno.ECONNABORTED}
 ENDED = ABORTED | {"exact", "short"}
 """What a reader may get of a mount that ends."""
 
-OPTIONS = ("--memory", "512M")
-"""A small arena allows few pushes at once; here many lie in the socket."""
+OPTIONS = ("--memory", "512M", "--set", "kernel.read_ahead_kb=128")
+"""A small arena allows few pushes at once; here many lie in the socket. And the kernel asks for
+little ahead: what was fetched last was fetched ahead, and lies in a push."""
 
 
 @pytest.fixture(scope="module")
 def plain_big(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file of 200 MiB in a directory of its own."""
-    file = tmp_path_factory.mktemp("push") / "w.bin"
+    file = tmp_path_factory.mktemp("push") / "w.dat"
     file.write_bytes(random.Random(5).randbytes(200 * MIB))
     return file
 
@@ -56,7 +57,7 @@ def test_a_push_goes_on_once_the_read_is_answered(plain_big: Path, stopped: str)
         counters = mounted.counters()
         assert counters["bytes_pushed"] > 0
         assert (counters["read_errors"], counters["pushes_failed"]) == (0, 0)
-        assert (mounted.path / "w.bin").read_bytes() == plain_big.read_bytes()
+        assert (mounted.path / "w.dat").read_bytes() == plain_big.read_bytes()
 
 
 @pytest.mark.parametrize("turn", range(4))
@@ -80,7 +81,7 @@ def test_killing_the_pusher_while_it_waits_costs_no_byte(plain_big: Path) -> Non
             blocked.go_on()
             assert set(blocked.answers(BOUND_S)) == {"exact"}
             wait_until(lambda: mounted.status()["pids"]["pusher"] != blocked.pids["pusher"])
-        assert (mounted.path / "w.bin").read_bytes() == plain_big.read_bytes()
+        assert (mounted.path / "w.dat").read_bytes() == plain_big.read_bytes()
         assert mounted.counters()["read_errors"] == 0
 
 
@@ -120,5 +121,5 @@ def test_without_its_keeper_a_mount_pushes_no_more(plain_big: Path) -> None:
     with open_mount(f"file://{plain_big.parent}", *OPTIONS) as mounted:
         os.kill(mounted.status()["pids"]["keeper"], signal.SIGKILL)
         wait_until(lambda: mounted.status()["page_cache"]["refused"] == "the keeper is gone")
-        assert (mounted.path / "w.bin").read_bytes() == plain_big.read_bytes()
+        assert (mounted.path / "w.dat").read_bytes() == plain_big.read_bytes()
         assert mounted.counters()["bytes_pushed"] == 0
