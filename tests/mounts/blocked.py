@@ -70,6 +70,7 @@ def kill_all(pids: list[int]) -> None:
 @contextmanager
 def open_blocked(mounted: Mounted, plain: Path, stopped: str) -> Iterator[Blocked]:
     """Bring it about, with `stopped` ("daemon" or "workers") not answering until `go_on`."""
+    wait_until(lambda: mounted.status()["pids"]["pusher"] > 0)  # 0: it is being started
     pids = mounted.status()["pids"]
     silent = [pids["daemon"]] if stopped == "daemon" else pids["workers"]
     os.kill(pids["pusher"], signal.SIGSTOP)

@@ -195,7 +195,7 @@ def test_a_pusher_that_is_killed_costs_no_byte(fresh_quiet: Mounted, loads: byte
         for number, at in enumerate(range(0, LOAD_BYTES, MIB)):
             assert os.pread(file.fileno(), MIB, at) == loads[at : at + MIB]
             if number % 20 == 5 and len(pushers) < STARTS_MAX:
-                wait_until(lambda: pusher() not in pushers)
+                wait_until(lambda: pusher() not in {0, *pushers})
                 pushers.add(pusher())
                 os.kill(pusher(), signal.SIGKILL)
     status = fresh_quiet.status()

@@ -27,8 +27,9 @@ ABORTED = {errno.ENOTCONN, errno.ECONNABORTED}
 ENDED = ABORTED | {"exact", "short"}
 """What a reader may get of a mount that ends."""
 
-OPTIONS = ("--memory", "512M")
-"""A small arena allows few pushes at once; here many lie in the socket."""
+OPTIONS = ("--memory", "512M", "--set", "kernel.read_ahead_kb=128")
+"""A small arena allows few pushes at once; here many lie in the socket. And the kernel asks for
+little ahead: what was fetched last was fetched ahead, and lies in a push."""
 
 
 @pytest.fixture(scope="module")
