@@ -18,11 +18,15 @@ RESERVED_FRACTION = 8
 """One request in eight is kept for demand: a page fault finds a connection at once."""
 
 SAMPLES_MIN = 8
-"""An epoch has at least as many requests, or half as many as there are connections: fewer tell more
-of single connections than of their number."""
+"""An epoch has at least as many requests, or a third as many as there are connections: fewer tell
+more of single connections than of their number, and more would wait for the next wave."""
 
 EPOCH_MIN_S = 0.1
 """Shorter epochs would see the pauses of a busy machine's scheduler."""
+
+RAMP_MAX_S = 0.25
+"""Requests sent within this time before the limit was reached are samples of it: otherwise slow
+connections (a second for each request) would be judged a whole request later."""
 
 BOUND_FRACTION = 0.75
 """An epoch counts if on average as much of the limit was in use. With less, the limit is not what
@@ -77,16 +81,18 @@ class Epoch:
 
     The mutable state of Epoch is sums. `firsts` are first messages of requests (sent → first bytes
     landed), `rests` the later ones; `area` is connections in flight x seconds.
-    INVARIANT: every sample's time lies wholly inside the epoch.
+    INVARIANT: every sample's time lies wholly inside the epoch or the ramp before it: the moment,
+    since `ramp_s`, in which the requests were sent that fill the limit.
     """
 
     __slots__ = (
-        "area", "began_s", "firsts", "firsts_bytes", "firsts_s", "in_flight", "rests",
+        "area", "began_s", "firsts", "firsts_bytes", "firsts_s", "in_flight", "ramp_s", "rests",
         "rests_bytes", "rests_s", "seen_s", "started", "started_bytes",
     )  # fmt: skip
 
-    def __init__(self, now: float, in_flight: int) -> None:
+    def __init__(self, now: float, in_flight: int, ramp_s: float | None = None) -> None:
         self.began_s = self.seen_s = now
+        self.ramp_s = now if ramp_s is None else ramp_s
         self.in_flight = in_flight
         self.area = 0.0
         self.firsts = self.rests = self.started = 0
@@ -101,7 +107,7 @@ class Epoch:
 
     def landed(self, size: int, seconds: float, is_first: bool, now: float) -> None:
         """A request's next `size` bytes took so long, since it was sent or since the last ones."""
-        if now - seconds < self.began_s:
+        if now - seconds < self.ramp_s:
             return
         if is_first:
             self.firsts += 1
@@ -120,7 +126,7 @@ class Epoch:
 
     def is_complete(self, limit: int, now: float) -> bool:
         """Whether there are samples enough to tell the throughput."""
-        wanted = max(SAMPLES_MIN, limit // 2)
+        wanted = max(SAMPLES_MIN, limit // 3)
         if self.firsts < wanted or not self.started or now - self.began_s < EPOCH_MIN_S:
             return False
         has_rest = self.started_bytes * self.firsts > 1.5 * self.firsts_bytes * self.started
@@ -157,6 +163,7 @@ class Concurrency:
         self.prefetch_after_s = 0.0
         self._range_wanted = budget.range_blocks
         self._epoch = Epoch(0.0, 0)
+        self._ramp_s = 0.0
         self._base: Level | None = None
         self._doubted = False
         self._ceiling: float | None = None
@@ -189,7 +196,10 @@ class Concurrency:
         epoch.moved(in_flight, now)
         idle_before = epoch.mean_in_flight < BOUND_FRACTION * self.prefetch_limit
         if in_flight == self.prefetch_limit and idle_before:
-            self._epoch = epoch = Epoch(now, in_flight)  # only now the limit begins to matter
+            # Only now the limit begins to matter; but those who fill it were sent a moment ago.
+            self._epoch = epoch = Epoch(now, in_flight, max(self._ramp_s, now - RAMP_MAX_S))
+        elif in_flight <= self.prefetch_limit // 4:
+            self._ramp_s = now
         epoch.started += 1
         epoch.started_bytes += size
 
@@ -288,3 +298,4 @@ class Concurrency:
         if limit != self.limit:
             self.limit = limit
             self._epoch = Epoch(now, self._epoch.in_flight)
+            self._ramp_s = now

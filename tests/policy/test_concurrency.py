@@ -78,6 +78,33 @@ def test_slow_connections_become_many() -> None:
     assert control.limit == 256
 
 
+def test_requests_that_fill_the_limit_one_after_the_other_count() -> None:
+    """Real requests are sent some milliseconds apart: their first bytes tell, not the next wave's.
+
+    At 10 MB/s that wave comes a second later, and a load of some GB would never reach its speed.
+    """
+    control = Concurrency(budget())
+    wave = control.prefetch_limit
+    sent = [0.002 * number for number in range(wave)]
+    for number, now in enumerate(sent):
+        control.started(8 * MIB, number + 1, now)
+    for now in sent:
+        control.landed(MIB, 0.2, True, now + 0.2)
+    for now in sent:
+        control.landed(MIB, 0.1, False, now + 0.3)
+    assert control.is_due(0.4)
+    control.review(0.4, False)
+    assert control.limit == 64
+    more = control.prefetch_limit
+    for number in range(wave, more):
+        control.started(8 * MIB, number + 1, 0.4 + 0.002 * number)
+    for number in range(wave, more):
+        control.landed(MIB, 0.2, True, 0.6 + 0.002 * number)
+    for number in range(wave, more):
+        control.landed(MIB, 0.1, False, 0.7 + 0.002 * number)
+    assert control.is_due(0.9)
+
+
 def test_a_full_link_keeps_the_number_it_has() -> None:
     """Where more connections give nothing, the limit comes back and stays for a while."""
     control = Concurrency(budget())
