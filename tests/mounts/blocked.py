@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.harness.mounted import ROOT, Mounted
+from tests.mounts.crowd import HEAD_MIB
 from tests.mounts.test_changes import wait_until
 
 PUSHING_MIN = 8
@@ -76,7 +77,7 @@ def open_blocked(mounted: Mounted, plain: Path, stopped: str) -> Iterator[Blocke
     os.kill(pids["pusher"], signal.SIGSTOP)
     command = [sys.executable, "-m", "tests.mounts.crowd", str(mounted.path / plain.name)]
     crowd = subprocess.Popen(
-        [*command, str(plain), "4", str(plain.stat().st_size >> 20)],
+        [*command, str(plain), str(HEAD_MIB), str(plain.stat().st_size >> 20)],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

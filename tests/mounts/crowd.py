@@ -18,7 +18,9 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 MIB = 1 << 20
-HEAD_MIB = 4
+HEAD_MIB = 12
+"""A reader in order for long enough that a window of many blocks lies ahead of it."""
+
 PAGE = 4096
 
 
