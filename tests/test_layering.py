@@ -19,25 +19,31 @@ ROOT = Path(__file__).resolve().parent.parent
 
 TIERS: tuple[frozenset[str], ...] = (
     frozenset({"cli", "kubernetes"}),
-    frozenset({"mount", "client"}),
+    frozenset({"mount", "client", "transfer"}),
     frozenset({"engine", "tree"}),
     frozenset({"cache", "store"}),
     frozenset({"config"}),
     frozenset({"policy", "telemetry"}),
-    frozenset({"objects", "errors"}),
+    frozenset({"objects", "errors", "values"}),
 )
 """The units of fusefs from top to bottom. A unit imports itself and what stands below it."""
 
 LOADERHINT_LEAVES = frozenset({"loaderhint.protocol", "loaderhint.header"})
 """All that fusefs may know of loaderhint."""
 
+
+def adapter(*modules: str) -> frozenset[str]:
+    """The files of one kind of store."""
+    return frozenset(f"fusefs/store/{module}.py" for module in modules)
+
+
 SDKS: dict[str, frozenset[str]] = {
-    "boto3": frozenset({"fusefs/store/s3.py", "fusefs/store/s3_errors.py"}),
-    "botocore": frozenset({"fusefs/store/s3.py", "fusefs/store/s3_errors.py"}),
+    "boto3": adapter("s3", "s3_errors", "s3_write"),
+    "botocore": adapter("s3", "s3_errors", "s3_write"),
     "s3transfer": frozenset(),
-    "google": frozenset({"fusefs/store/gcs.py"}),
-    "azure": frozenset({"fusefs/store/azure.py"}),
-    "redis": frozenset({"fusefs/store/redis.py", "fusefs/cache/redis.py"}),
+    "google": adapter("gcs", "gcs_errors", "gcs_write"),
+    "azure": adapter("azure", "azure_errors", "azure_write"),
+    "redis": adapter("redis", "redis_write", "redis_sglang") | {"fusefs/cache/redis.py"},
 }
 """Which module may import which SDK."""
 

@@ -198,8 +198,8 @@ def _config(arguments: argparse.Namespace) -> Config:
 
 def _checked_job(arguments: argparse.Namespace) -> dict[str, Any]:
     """The keeper's job, when all that can be known beforehand is in order."""
-    source = parse_source(arguments.source)
     config = _config(arguments)
+    source = parse_source(arguments.source, config)
     mountpoint = resolve_mountpoint(arguments.mountpoint)
     check_mountpoint(mountpoint)
     check_apart(source, mountpoint)
@@ -304,8 +304,9 @@ def _status_object(row: kernel.MountRow, answer: Answer) -> dict[str, Any]:
 
 
 def _ls(arguments: argparse.Namespace) -> int:
-    source = parse_source(arguments.source)
-    rows = listing_rows(source.prefix, _list_pages(source, _config(arguments)))
+    config = _config(arguments)
+    source = parse_source(arguments.source, config)
+    rows = listing_rows(source.prefix, _list_pages(source, config))
     _say([json.dumps(rows, indent=2)] if arguments.json else listing_lines(rows))
     return 0
 

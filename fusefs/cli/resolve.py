@@ -14,15 +14,14 @@ from pathlib import Path
 from fusefs.config import (
     COMPONENTS,
     ENVIRONMENT_PREFIX,
-    OCTAL,
     SETTINGS,
     SHORT_NAMES,
     Config,
     Setting,
-    Value,
     config_from_json_dict,
 )
 from fusefs.errors import ConfigError
+from fusefs.values import OCTAL, Value
 
 DEFAULT_FILE = Path("/etc/fusefs.toml")
 

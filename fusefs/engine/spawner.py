@@ -39,7 +39,7 @@ def main(control_fd: int, arena_fd: int, job_fd: int) -> int:
         job = json.load(file)
     config = config_from_json_dict(job["config"])
     configure_log(config.log.level, config.log.file, job["foreground"])
-    source = parse_source(job["source"])
+    source = parse_source(job["source"], config)
     try:
         preload(source)
         open_store(source, config).close()  # so that a bad setting is told once, here

@@ -81,7 +81,7 @@ class Daemon:
         self._config = config
         self._mountpoint = job["mountpoint"]
         engine = config.engine
-        self._source = parse_source(job["source"])
+        self._source = parse_source(job["source"], self._config)
         self._counters = Counters()
         workers = engine.workers or min(cores_available(), WORKERS_INCLUDED)
         limit = memory_limit(engine.memory, memory_available())

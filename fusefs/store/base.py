@@ -21,12 +21,14 @@ class Source:
     """A parsed SOURCE.
 
     `prefix` is "" or ends in "/"; `text` is what the user typed, normalised, without secrets.
+    `server` is the host or account that holds the bucket, where the SOURCE names one, else "".
     """
 
     scheme: str
     bucket: str
     prefix: str
     text: str
+    server: str = ""
 
 
 class Store(Protocol):
@@ -73,3 +75,59 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Let go of connections and files. Idempotent."""
+
+
+class Upload(Protocol):
+    """One object on its way into a store, part by part; no reader sees it before `commit`.
+
+    `put_part` is thread-safe; the others are called once, by one thread, after all parts. Raises
+    like `Store`.
+    """
+
+    part_bytes: int
+    """Size of every part but the last, which is the rest."""
+
+    def put_part(self, index: int, data: memoryview) -> bool:
+        """Have `data` in the store as part `index` (from 0), checked by the store as it arrives.
+
+        Returns False if the store had it already, from an attempt that was cut: compared by
+        checksum, never by size alone. That is all there is to resuming.
+        """
+
+    def commit(self) -> ObjectMeta:
+        """Make the object of its parts, in place of any version there was: all of it or nothing.
+
+        The metadata is the store's own answer, for the caller to compare.
+        """
+
+
+class Writer(Protocol):
+    """Write access to one bucket, for `fusefs push`. Blocking and thread-safe; raises like `Store`.
+
+    Constructors open no connection. A call may be made again after `StoreUnavailable`.
+    """
+
+    def put(self, key: str, data: bytes) -> ObjectMeta:
+        """Write a small object at once (an empty one, too), checked by the store as it arrives."""
+
+    def begin(self, key: str, size: int) -> Upload:
+        """Begin to write `size` (> 0) bytes as `key`, or go on with an attempt that was cut."""
+
+    def delete(self, key: str) -> None:
+        """Remove `key`; that it is not there is fine."""
+
+    def discard(self, prefix: str) -> int:
+        """Remove what attempts that were cut left below `prefix`; how many objects that concerned.
+
+        Whoever is still at work on one of them fails.
+        """
+
+    def publish(self, prefix: str) -> None:
+        """Called last: what was written below `prefix` is whole.
+
+        Stores whose objects appear one by one have nothing to do here; in others, nothing written
+        is seen before.
+        """
+
+    def close(self) -> None:
+        """Let go of connections and files. Idempotent; parts stay, for the next attempt."""

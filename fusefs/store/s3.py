@@ -9,7 +9,6 @@ go from the socket straight into the buffer.
 from __future__ import annotations
 
 import http.client
-import re
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -39,6 +38,7 @@ from fusefs.errors import (
 from fusefs.objects import Extent, ListPage, ObjectId, ObjectMeta
 from fusefs.policy.budget import CONNECTIONS_MAX
 from fusefs.store.base import LIST_PAGE_KEYS, Source, Store
+from fusefs.store.http_body import check_content_range, receive
 from fusefs.store.s3_errors import SDK_ERRORS, translate, translate_read
 
 CONNECT_TIMEOUT_S = 5.0
@@ -47,11 +47,6 @@ CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 20.0
 """Silence, not duration: the longest wait for the next bytes. S3's slowest first bytes take a few
 seconds; 20 s leaves time for six tries within the default `read_deadline_s` of 120 s."""
-
-_PIECE_BYTES = 1 << 20
-"""One `landed` for each: the arena's block."""
-
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(?:\d+|\*)")
 
 _loader = botocore.loaders.Loader()
 """Caches botocore's JSON models: 11 MB, the same for every session, shared by forked workers."""
@@ -157,7 +152,7 @@ class S3Store:
         body = answer["Body"]
         try:
             _check_answer(answer, id, extent, what)
-            _receive(body, buffer, landed, what)
+            receive(body, getattr(body, "_raw_stream", None), buffer, landed, what)
         except SDK_ERRORS as error:
             body.close()
             raise translate(error, what) from error
@@ -289,55 +284,7 @@ def _check_answer(answer: dict[str, Any], id: ObjectId, extent: Extent, what: st
     if length != extent.size:
         raise CorruptData(f"{what} came with a wrong Content-Length (status {status})")
     if partial:
-        found = _CONTENT_RANGE.fullmatch(content_range or "")
-        if not found or (int(found[1]), int(found[2]) + 1) != (extent.start, extent.stop):
-            raise CorruptData(f"{what} came with a wrong Content-Range")
+        check_content_range(content_range, extent, what)
     elif status != http.client.OK or extent.start != 0:
         # 200 is the whole object: fine if it is what was asked for, and its length says so.
         raise CorruptData(f"{what} came whole where a range was asked for (status {status})")
-
-
-def _receive(
-    body: Any, buffer: memoryview, landed: Callable[[int], None] | None, what: str
-) -> None:
-    """Fill `buffer` from the body and give its connection back."""
-    direct = _direct_readinto(body, len(buffer))
-    readinto = direct or _copying_readinto(body)
-    filled = 0
-    while filled < len(buffer):
-        count = readinto(buffer[filled : filled + _PIECE_BYTES])
-        if count == 0:
-            raise StoreUnavailable(f"{what} came short: {filled} of {len(buffer)} bytes")
-        filled += count
-        if landed is not None:
-            landed(filled)
-    if direct is not None:
-        # With the last byte http.client let go of the socket, so the connection can go back to the
-        # pool. urllib3 does that after a read of its own; our way has gone past it.
-        body._raw_stream.release_conn()  # noqa: SLF001 - see _direct_readinto
-
-
-def _direct_readinto(body: Any, size: int) -> Callable[[memoryview], int] | None:
-    """The `readinto` of http.client below the body, or None if things are not as we know them.
-
-    `StreamingBody.readinto` of botocore is urllib3's, which reads into a new bytes object and then
-    copies, holding the GIL. http.client's own receives into the given memory: 0.30-0.34 against
-    0.39-0.41 s of CPU per GB, signing and all (8 MiB ranges over loopback, Python 3.11, 2 cores).
-    To reach it takes two private attributes; should they go, or the body come in chunks, the
-    copying way serves.
-    """
-    response = getattr(getattr(body, "_raw_stream", None), "_fp", None)
-    if not isinstance(response, http.client.HTTPResponse):
-        return None
-    if response.chunked or response.length != size:
-        return None
-    return response.readinto
-
-
-def _copying_readinto(body: Any) -> Callable[[memoryview], int]:
-    def readinto(piece: memoryview) -> int:
-        data = body.read(len(piece))
-        piece[: len(data)] = data
-        return len(data)
-
-    return readinto

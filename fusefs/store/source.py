@@ -16,7 +16,7 @@ from typing import Protocol, cast
 
 from fusefs.config import Config
 from fusefs.errors import ConfigError
-from fusefs.store.base import Source, Store
+from fusefs.store.base import Source, Store, Writer
 
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 """What botocore takes for a bucket name, minus a leading dot or dash: S3-compatible servers allow
@@ -34,6 +34,8 @@ class _Adapter(Protocol):
 
     def open_store(self, source: Source, config: Config) -> Store: ...
 
+    def open_writer(self, source: Source, config: Config) -> Writer: ...
+
     def preload(self) -> None: ...
 
 
@@ -42,14 +44,15 @@ class _Scheme:
     """One kind of source: how its text reads, which module is its adapter, which extra its SDK."""
 
     example: str
-    parse: Callable[[str], Source]
+    parse: Callable[[str, Config], Source]
     module: str
     extra: str | None
 
 
-def parse_source(text: str) -> Source:
+def parse_source(text: str, config: Config | None = None) -> Source:
     """Parse `text`, for example `s3://bucket/prefix` or `file:///dir`.
 
+    `config` is asked where a SOURCE may leave something to it (an account's name).
     Raises `ConfigError` with one sentence that says what to type instead.
     """
     scheme, separator, rest = text.partition("://")
@@ -59,7 +62,7 @@ def parse_source(text: str) -> Source:
         raise ConfigError(f"unknown scheme {scheme[:32]!r} in SOURCE; known are {_examples()}")
     if _CONTROL.search(rest):
         raise ConfigError("the SOURCE holds control characters")
-    return _SCHEMES[scheme].parse(rest)
+    return _SCHEMES[scheme].parse(rest, config or Config())
 
 
 def open_store(source: Source, config: Config) -> Store:
@@ -70,6 +73,11 @@ def open_store(source: Source, config: Config) -> Store:
     return _adapter(source.scheme).open_store(source, config)
 
 
+def open_writer(source: Source, config: Config) -> Writer:
+    """Make what writes to the place that `source` names. Raises like `open_store`."""
+    return _adapter(source.scheme).open_writer(source, config)
+
+
 def preload(source: Source) -> None:
     """Import what `open_store` will need and warm what forked workers can share copy-on-write.
 
@@ -78,7 +86,7 @@ def preload(source: Source) -> None:
     _adapter(source.scheme).preload()
 
 
-def _parse_s3(rest: str) -> Source:
+def _parse_s3(rest: str, config: Config) -> Source:
     bucket, _, prefix = rest.partition("/")
     if "@" in bucket or ":" in bucket:
         raise ConfigError(
@@ -102,7 +110,7 @@ def _parse_s3(rest: str) -> Source:
     return Source("s3", bucket, prefix, f"s3://{bucket}/{prefix}")
 
 
-def _parse_file(rest: str) -> Source:
+def _parse_file(rest: str, config: Config) -> Source:
     if not rest.startswith("/"):
         raise ConfigError("a file SOURCE is an absolute path: type file:///directory")
     segments = [segment for segment in rest.split("/") if segment not in ("", ".")]

@@ -17,10 +17,9 @@ from fusefs.config import (
     MountConfig,
     Setting,
     config_from_json_dict,
-    parse_size,
-    show_size,
 )
 from fusefs.errors import ConfigError
+from fusefs.values import parse_size, show_size
 from tests.cli.configuration_page import PAGE, configuration_page
 
 ROWS = list(SETTINGS.values())

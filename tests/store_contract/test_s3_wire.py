@@ -23,7 +23,8 @@ from fusefs.errors import (
     Unsupported,
 )
 from fusefs.objects import Extent, ObjectId
-from fusefs.store.s3 import S3Store, _receive
+from fusefs.store.http_body import receive
+from fusefs.store.s3 import S3Store
 from tests.store_contract.wire import (
     DATA,
     EXTENT,
@@ -285,11 +286,11 @@ def test_the_copying_way(have: int, passes: bool) -> None:
     """A body whose insides are not those we know is read by its public `read`, just as strictly."""
     buffer, body = bytearray(SIZE), io.BytesIO(DATA[:have])
     if passes:
-        _receive(body, memoryview(buffer), None, "the object")
+        receive(body, None, memoryview(buffer), None, "the object")
         assert buffer == DATA
     else:
         with pytest.raises(StoreUnavailable):
-            _receive(body, memoryview(buffer), None, "the object")
+            receive(body, None, memoryview(buffer), None, "the object")
 
 
 def test_a_missing_object(server: WireServer, store: S3Store) -> None:
