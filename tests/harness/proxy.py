@@ -1,8 +1,9 @@
 """A recording proxy in front of an S3 server: what was asked for, exactly, request by request.
 
-It changes nothing and shapes nothing: nginx passes every request through unread and writes one line
-for each. So a test can count LISTs, HEADs and GETs as the server saw them, rather than as the code
-under test counts them itself.
+nginx passes every request through unread and writes one line for each. So a test can count LISTs,
+HEADs and GETs as the server saw them, rather than as the code under test counts them itself. On
+request it refuses everything for a while, as a store does whose credentials ran out, or lets nobody
+have a shard.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ READY_TIMEOUT_S = 10.0
 # master_process off: one process, which the kernel ends together with us (setpriv). The paths of
 # temp files are set because the defaults belong to root.
 _CONFIG = """\
+load_module /usr/lib/nginx/modules/ndk_http_module.so;
+load_module /usr/lib/nginx/modules/ngx_http_lua_module.so;
 daemon off; master_process off; pid nginx.pid; error_log error.log;
 events {{ worker_connections 1024; }}
 http {{
@@ -42,7 +45,18 @@ http {{
   server {{
     listen 127.0.0.1:{port};
     location = /.proxy-mark {{ return 204; }}
+    location = /refusal {{ internal; root {directory}; default_type application/xml; }}
+    error_page 418 =403 /refusal;
+    location ~ \\.safetensors$ {{
+      access_by_lua_block {{
+        while os.rename("{directory}/hold", "{directory}/hold") do ngx.sleep(0.01) end
+      }}
+      if (-f {directory}/refusal) {{ return 418; }}
+      proxy_pass http://origin; proxy_http_version 1.1;
+      proxy_set_header Host $http_host; proxy_set_header Connection "";
+    }}
     location / {{
+      if (-f {directory}/refusal) {{ return 418; }}
       proxy_pass http://origin; proxy_http_version 1.1;
       proxy_set_header Host $http_host; proxy_set_header Connection "";
     }}
@@ -75,6 +89,8 @@ class RecordingProxy:
     def __init__(self, endpoint: str, directory: Path) -> None:
         self.endpoint = endpoint
         self._log = directory / "access.log"
+        self._refusal = directory / "refusal"
+        self._hold = directory / "hold"
         # The mutable state of a proxy is how far its log was cleared and how many marks were set.
         self._start = 0
         self._marks = 0
@@ -92,6 +108,24 @@ class RecordingProxy:
         """Forget the requests so far."""
         self._wait_written()
         self._start = self._log.stat().st_size
+
+    def refuse(self, code: str) -> None:
+        """From now on answer everything with status 403 and this code of S3's, until `serve`."""
+        fresh = self._refusal.with_suffix(".new")
+        fresh.write_text(f"<Error><Code>{code}</Code><Message>no</Message></Error>")
+        fresh.rename(self._refusal)
+
+    def serve(self) -> None:
+        """Pass requests on again."""
+        self._refusal.unlink()
+
+    def hold_shards(self) -> None:
+        """From now on requests for `*.safetensors` wait, until `release_shards`."""
+        self._hold.touch()
+
+    def release_shards(self) -> None:
+        """Answer what waits."""
+        self._hold.unlink()
 
     def _wait_written(self) -> None:
         """Wait until the lines of all answered requests are in the log.
@@ -120,7 +154,8 @@ def open_recording_proxy(origin: str, directory: Path) -> Iterator[RecordingProx
     (directory / "access.log").touch()
     [port] = choose_ports(1)
     (directory / "nginx.conf").write_text(
-        _CONFIG.format(origin=urlsplit(origin).netloc, port=port), encoding="utf-8"
+        _CONFIG.format(origin=urlsplit(origin).netloc, port=port, directory=directory),
+        encoding="utf-8",
     )
     nginx = shutil.which("nginx", path=os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin")
     if nginx is None:
