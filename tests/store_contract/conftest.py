@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness.fake_gcs import FakeGcs
+from tests.harness.google_manners import GoogleManners, open_google_manners
 from tests.harness.weed import Weed
+from tests.store_contract.gcs_subject import GcsSubject
 from tests.store_contract.subjects import PosixSubject, S3Subject, SimulatedSubject, Subject
 from tests.store_contract.wire import WireServer, open_wire
 
 
-@pytest.fixture(params=["s3", "posix", "simulated"])
+@pytest.fixture(params=["s3", "gcs", "posix", "simulated"])
 def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
     """One store under test. Only the one that needs a server starts it."""
     if request.param == "s3":
@@ -20,6 +23,8 @@ def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
         s3 = S3Subject(server, request.getfixturevalue("bucket"))
         yield s3
         s3.close()
+    elif request.param == "gcs":
+        yield request.getfixturevalue("gcs")
     elif request.param == "posix":
         tmp_path: Path = request.getfixturevalue("tmp_path")
         directory = tmp_path / "source"
@@ -27,6 +32,21 @@ def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
         yield PosixSubject(directory)
     else:
         yield SimulatedSubject()
+
+
+@pytest.fixture
+def google(fake_gcs: FakeGcs) -> Iterator[GoogleManners]:
+    """`fake_gcs` with Google's manners."""
+    with open_google_manners(fake_gcs) as manners:
+        yield manners
+
+
+@pytest.fixture
+def gcs(google: GoogleManners, gcs_bucket: str) -> Iterator[GcsSubject]:
+    """A bucket of its own there, as store and writer see it."""
+    made = GcsSubject(google, gcs_bucket)
+    yield made
+    made.close()
 
 
 @pytest.fixture
