@@ -1,9 +1,9 @@
 """A bucket at Google Cloud Storage, or at a server that speaks its JSON API.
 
-Google's SDK asks for names; it is told not to retry, since the fetcher does. Its downloads are not
-used: they copy, sum and retry in chunks of their own. The one idea: a read asks for one generation,
-its answer is checked in full (status, generation, encoding, length, Content-Range) before the first
-byte is written, and then the bytes go from the socket straight into the buffer.
+The SDK's downloads are not used: they copy, sum, and retry in chunks of their own. The one idea: a
+read asks for one generation, its answer is checked in full (status, generation, encoding, length,
+Content-Range) before its first byte is written, and then the bytes go from the socket straight into
+the buffer.
 """
 
 from __future__ import annotations
@@ -11,9 +11,6 @@ from __future__ import annotations
 import http.client
 import importlib
 from collections.abc import Callable, Mapping
-from typing import Any
-
-from google.cloud.storage import Blob
 
 from fusefs.config import Config, GcsConfig
 from fusefs.errors import (
@@ -31,11 +28,9 @@ from fusefs.store.gcs_errors import SDK_ERRORS, translate, translate_read
 from fusefs.store.gcs_write import GcsWriter
 from fusefs.store.http_body import check_content_range, receive
 
-_FIELDS = "items(name,generation,size,timeCreated),prefixes,nextPageToken"
+_OBJECT_FIELDS = "name,generation,size,timeCreated"
+_FIELDS = f"items({_OBJECT_FIELDS}),prefixes,nextPageToken"
 """What is read of a listing: a quarter of what Google would send."""
-
-_MALFORMED = (AttributeError, KeyError, TypeError)
-"""What the SDK makes of JSON that is not Google's: it looks for fields in whatever came."""
 
 _CREDENTIAL_MODULES = (
     "google.auth.compute_engine",
@@ -67,14 +62,13 @@ class GcsStore:
     def check(self, prefix: str) -> None:
         """See `Store`. Anything below the prefix will do, at any depth."""
         where = self._client.where
-        token: str | None = None
-        while True:
-            page, token = self._list(where, token, prefix=prefix, page_size=1, fields=_FIELDS)
-            if not prefix or list(page):
-                return
-            # Google may answer with an empty page that another follows. It rarely does.
-            if token is None:
+        query = {"prefix": prefix, "maxResults": "1", "fields": _FIELDS}
+        page = self._client.list_page(where, None, query)
+        while prefix and not page.items:
+            if page.token is None:
                 raise ObjectNotFound(f"{where} holds no object below {shown(prefix)}")
+            # Google may answer with an empty page that another follows. It rarely does.
+            page = self._client.list_page(where, page.token, query)
 
     def list_page(self, prefix: str, token: str | None) -> ListPage:
         """See `Store`."""
@@ -83,23 +77,20 @@ class GcsStore:
             prefix.encode()
         except UnicodeEncodeError:
             return ListPage((), (), None)  # bytes that are not UTF-8: no key of a bucket holds them
-        page, following = self._list(
-            what, token, prefix=prefix, delimiter="/", page_size=LIST_PAGE_KEYS, fields=_FIELDS
-        )
-        objects = tuple(meta_of(blob, what) for blob in page)
-        return ListPage(objects, tuple(page.prefixes), following)
+        query = {"prefix": prefix, "delimiter": "/", "fields": _FIELDS}
+        page = self._client.list_page(what, token, {**query, "maxResults": str(LIST_PAGE_KEYS)})
+        objects = tuple(meta_of(item, what) for item in page.items)
+        return ListPage(objects, page.prefixes, page.token)
 
     def head(self, key: str) -> ObjectMeta:
         """See `Store`."""
         what = self._client.object(key)
         try:
-            blob = self._client.bucket.blob(key)
-            blob.reload(retry=None, timeout=self._client.timeouts_s)
+            path = f"/storage/v1{self._client.path(key)}"
+            resource = self._client.ask("GET", path, {"fields": _OBJECT_FIELDS})
         except SDK_ERRORS as error:
             raise translate(error, what) from error
-        except _MALFORMED as error:
-            raise StoreUnavailable(f"{what} did not come: the answer is not Google's") from error
-        return meta_of(blob, what)
+        return meta_of(resource, what)
 
     def read_into(
         self,
@@ -115,7 +106,7 @@ class GcsStore:
         try:
             answer = self._client.send(
                 "GET",
-                "/download/storage/v1" + Blob.path_helper(self._client.bucket.path, id.key),
+                f"/download/storage/v1{self._client.path(id.key)}",
                 {"alt": "media", "generation": id.etag},
                 headers={
                     "Range": f"bytes={extent.start}-{extent.stop - 1}",
@@ -141,26 +132,6 @@ class GcsStore:
     def close(self) -> None:
         """See `Store`."""
         self._client.close()
-
-    def _list(self, what: str, token: str | None, **arguments: Any) -> tuple[Any, str | None]:
-        """One request: the SDK's page, and the token of the next one if there is one."""
-        try:
-            pages = self._client.sdk.list_blobs(
-                self._client.bucket,
-                page_token=token,
-                retry=None,
-                timeout=self._client.timeouts_s,
-                **arguments,
-            )
-            page = next(pages.pages)
-        except SDK_ERRORS as error:
-            raise translate(error, what) from error
-        except _MALFORMED as error:
-            raise StoreUnavailable(f"{what} did not come: the answer is not Google's") from error
-        following: str | None = pages.next_page_token or None
-        if following is not None and following == token:
-            raise CorruptData(f"{what} does not go on: the next page is this one")
-        return page, following
 
 
 def open_store(source: Source, config: Config) -> Store:

@@ -1,8 +1,10 @@
-"""One bucket at Google as the SDK reaches it: credentials, endpoint, connections.
+"""One bucket at Google as the SDK reaches it: credentials, endpoint, requests.
 
-Shared by the store and the writer. Google's SDK finds the endpoint and asks for names, google-auth
-finds and renews the credentials. The one idea: all requests, the SDK's and ours for bytes, go
-through one session that keeps a connection for every thread, and nothing below it retries.
+Shared by the store and the writer. google-auth finds and renews the credentials, Google's SDK knows
+the endpoints and how names are written in them. Its own requests are not used: with the first of
+them it starts a thread that asks for the bucket's metadata, which takes a permission that reading
+does not need. The one idea: every request goes through one session that keeps a connection for each
+thread, and nothing below it retries.
 """
 
 from __future__ import annotations
@@ -10,24 +12,26 @@ from __future__ import annotations
 import os
 import socket
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 import google.auth
 import google.cloud.storage
 import requests
-from google.api_core.client_info import ClientInfo
 from google.api_core.exceptions import from_http_response
 from google.auth.credentials import AnonymousCredentials
 from google.auth.exceptions import GoogleAuthError
 from google.auth.transport.requests import AuthorizedSession
+from google.cloud.storage import Blob, Bucket
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection
 
 import fusefs
 from fusefs.config import GcsConfig
-from fusefs.errors import ConfigError, StoreUnavailable
+from fusefs.errors import ConfigError, CorruptData, StoreUnavailable
 from fusefs.objects import ObjectId, ObjectMeta
 from fusefs.store.gcs_errors import SDK_ERRORS, translate
 
@@ -50,12 +54,20 @@ _USER_AGENT = f"fusefs/{fusefs.__version__} google-cloud-storage/{google.cloud.s
 
 
 @dataclass(frozen=True, slots=True)
+class Page:
+    """A page of a listing: objects as JSON, common prefixes, the token of the next page."""
+
+    items: tuple[Any, ...]
+    prefixes: tuple[str, ...]
+    token: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class _Link:
     """What exists once somebody has asked for something."""
 
     session: Any
-    client: Any
-    bucket: Any
+    endpoint: str
 
 
 class GcsClient:
@@ -74,7 +86,7 @@ class GcsClient:
         timeouts_s: tuple[float, float] = (CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
     ) -> None:
         self.name = name
-        self.timeouts_s = timeouts_s
+        self._timeouts_s = timeouts_s
         self._config = config
         self._access = access
         self._connections = connections
@@ -84,28 +96,23 @@ class GcsClient:
         self._link: _Link | None = None
 
     @property
-    def sdk(self) -> Any:
-        """The SDK's client. Raises `FusefsError` if there can be none."""
-        return self._connected().client
-
-    @property
-    def bucket(self) -> Any:
-        """The SDK's bucket; nothing is asked to make it. Raises like `sdk`."""
-        return self._connected().bucket
-
-    @property
     def where(self) -> str:
-        """The subject of a sentence about the bucket itself."""
-        return f"the bucket {self.name!r} at {self.sdk.api_endpoint}"
+        """The subject of a sentence about the bucket itself. Raises `FusefsError` if it cannot."""
+        return f"the bucket {self.name!r} at {self._connected().endpoint}"
 
     def object(self, key: str) -> str:
         """The subject of a sentence about an object."""
         return f"the object {shown(key)} in bucket {self.name!r}"
 
+    def path(self, key: str | None = None) -> str:
+        """Where an object, or all of them, are found below an endpoint's `/storage/v1`."""
+        bucket = Bucket.path_helper(self.name)
+        return f"{bucket}/o" if key is None else Blob.path_helper(bucket, key)
+
     def send(
-        self, method: str, path: str, query: dict[str, str], **arguments: Any
+        self, method: str, path: str, query: Mapping[str, str], **arguments: Any
     ) -> requests.Response:
-        """One request of our own, `path` from the endpoint on; the answer's body is not yet read.
+        """One request, `path` from the endpoint on; the answer's body is not yet read.
 
         Raises `SDK_ERRORS`, of them `GoogleAPICallError` for every status but 2xx.
         """
@@ -114,8 +121,8 @@ class GcsClient:
             query = {**query, "userProject": self._config.billing_project}
         response: requests.Response = link.session.request(
             method,
-            f"{link.client.api_endpoint.rstrip('/')}{path}?{urlencode(query)}",
-            timeout=self.timeouts_s,
+            f"{link.endpoint}{path}?{urlencode(query)}",
+            timeout=self._timeouts_s,
             stream=True,
             allow_redirects=False,
             **arguments,
@@ -125,11 +132,32 @@ class GcsClient:
         with response:
             raise from_http_response(response)
 
+    def ask(self, method: str, path: str, query: Mapping[str, str], **arguments: Any) -> Any:
+        """One request that is answered in JSON. Raises like `send`."""
+        with self.send(method, path, query, **arguments) as response:
+            return response.json()
+
+    def list_page(self, what: str, token: str | None, query: Mapping[str, str]) -> Page:
+        """One request: a page of a listing; `what` is the subject of an error's sentence."""
+        if token is not None:
+            query = {**query, "pageToken": token}
+        try:
+            answer = self.ask("GET", f"/storage/v1{self.path()}", query)
+            items, prefixes = answer.get("items", ()), answer.get("prefixes", ())
+            page = Page(tuple(items), tuple(prefixes), answer.get("nextPageToken") or None)
+        except SDK_ERRORS as error:
+            raise translate(error, what) from error
+        except (AttributeError, TypeError) as error:
+            raise StoreUnavailable(f"{what} did not come: the answer is not Google's") from error
+        if page.token is not None and page.token == token:
+            raise CorruptData(f"{what} does not go on: the next page is this one")
+        return page
+
     def close(self) -> None:
         """Let go of all connections. Idempotent."""
         link, self._link = self._link, None
         if link is not None:
-            link.client.close()
+            link.session.close()
 
     def _connected(self) -> _Link:
         if self._link is None:
@@ -146,13 +174,10 @@ class GcsClient:
         if anonymous is None:
             anonymous = self._config.endpoint_url is None and endpoint is not None
         try:
-            credentials = _anonymous() if anonymous else _find_credentials(self._access)
-            session = _make_session(credentials, self._connections, renew=not anonymous)
+            credentials = AnonymousCredentials() if anonymous else _find_credentials(self._access)
             client = google.cloud.storage.Client(
                 project=None,  # no bucket's contents need one
                 credentials=credentials,
-                _http=session,
-                client_info=ClientInfo(user_agent=_USER_AGENT),
                 client_options={"api_endpoint": endpoint} if endpoint else None,
             )
         except GoogleAuthError as error:  # some of which are ValueErrors
@@ -163,8 +188,8 @@ class GcsClient:
             ) from error
         except SDK_ERRORS as error:
             raise translate(error, what) from error
-        bucket = client.bucket(self.name, user_project=self._config.billing_project)
-        return _Link(session, client, bucket)
+        session = _make_session(credentials, self._connections, renew=not anonymous)
+        return _Link(session, client.api_endpoint.rstrip("/"))
 
 
 def shown(key: str) -> str:
@@ -173,17 +198,18 @@ def shown(key: str) -> str:
     return text if len(text) <= 200 else f"{text[:150]}…{text[-40:]}"
 
 
-def meta_of(blob: Any, what: str) -> ObjectMeta:
-    """The metadata of the SDK's `blob`. Raises `StoreUnavailable` if some is missing or is none."""
+def meta_of(resource: Any, what: str) -> ObjectMeta:
+    """The metadata of an object in JSON. Raises `StoreUnavailable` if some is missing or is none.
+
+    The time is when this generation was made: `updated` also moves with labels, which are no bytes.
+    """
     try:
-        # When this generation was made. `updated` also moves with labels, which are not bytes.
-        generation, size, created = blob.generation, blob.size, blob.time_created
-    except (TypeError, ValueError) as error:
-        raise StoreUnavailable(f"{what} came with a value that makes no sense") from error
-    if generation is None or size is None or created is None:
-        raise StoreUnavailable(f"{what} came without a generation, size or time")
-    mtime_ns = int(created.timestamp()) * 10**9 + created.microsecond * 1000
-    return ObjectMeta(ObjectId(blob.name, str(generation)), size, mtime_ns)
+        created = datetime.fromisoformat(resource["timeCreated"])
+        mtime_ns = int(created.timestamp()) * 10**9 + created.microsecond * 1000
+        id = ObjectId(resource["name"], str(int(resource["generation"])))
+        return ObjectMeta(id, int(resource["size"]), mtime_ns)
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreUnavailable(f"{what} came without a name, generation, size or time") from error
 
 
 def _check_endpoint(endpoint: str | None) -> None:
@@ -200,10 +226,6 @@ def _check_endpoint(endpoint: str | None) -> None:
         raise ConfigError(wrong)
     if parts.username is not None or parts.password is not None:
         raise ConfigError("the Google endpoint holds credentials: leave them to google-auth")
-
-
-def _anonymous() -> Any:
-    return AnonymousCredentials()
 
 
 def _find_credentials(access: str) -> Any:

@@ -18,15 +18,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, TypeVar
 
 from google.api_core.exceptions import NotFound
-from google.cloud.storage import Blob
 
 from fusefs.config import GcsConfig
 from fusefs.errors import InternalError, ObjectChanged, ObjectNotFound, StoreUnavailable
-from fusefs.objects import ObjectId, ObjectMeta
+from fusefs.objects import ObjectMeta
 from fusefs.store.base import LIST_PAGE_KEYS, Upload
 from fusefs.store.gcs_client import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, GcsClient, meta_of
 from fusefs.store.gcs_errors import SDK_ERRORS, translate
@@ -96,8 +94,8 @@ class GcsWriter:
         attempt = hashlib.sha256(json.dumps([key, size, part_bytes]).encode()).hexdigest()[:32]
         place = f"{self._parts_prefix}{attempt}/"
         found = {
-            blob.name: _Piece(blob.name, str(blob.generation), blob.size, blob.md5_hash)
-            for blob in _listed(self._client, place)
+            meta.id.key: _Piece(meta.id.key, meta.id.etag, meta.size, item.get("md5Hash"))
+            for meta, item in _listed(self._client, place)
         }
         return GcsUpload(self._client, key, size, part_bytes, place, found)
 
@@ -108,9 +106,9 @@ class GcsWriter:
     def discard(self, prefix: str) -> int:
         """See `Writer`."""
         left = [
-            (blob.name, key)
-            for blob in _listed(self._client, self._parts_prefix)
-            if (key := (blob.metadata or {}).get(_KEY_LABEL, "")).startswith(prefix)
+            (meta.id.key, key)
+            for meta, item in _listed(self._client, self._parts_prefix)
+            if (key := _label(item, _KEY_LABEL)).startswith(prefix)
         ]
         _in_parallel(lambda name: _delete(self._client, name), [name for name, _ in left])
         return len({key for _, key in left})
@@ -167,7 +165,7 @@ class GcsUpload:
         if self._made is None:
             self._made = self._compose_all()
         # Google has taken the parts away already; other servers, and earlier attempts, leave some.
-        left = [blob.name for blob in _listed(self._client, self._place)]
+        left = [meta.id.key for meta, _ in _listed(self._client, self._place)]
         _in_parallel(lambda name: _delete(self._client, name), left)
         return self._made
 
@@ -178,8 +176,8 @@ class GcsUpload:
                 raise InternalError(f"part {missing[0]} of {self._parts} was never put")
             self._pieces = [self._put[index] for index in range(self._parts)]
         while len(self._pieces) > COMPOSE_MAX:
-            self._rounds += 1
             made = _in_parallel(self._compose_group, list(enumerate(_batches(self._pieces))))
+            self._rounds += 1
             self._pieces = [_Piece(meta.id.key, meta.id.etag, meta.size) for meta in made]
         return self._compose(self._key, self._pieces, {})
 
@@ -203,11 +201,8 @@ class GcsUpload:
             "deleteSourceObjects": True,
         }
         try:
-            path = Blob.path_helper(self._client.bucket.path, name)
-            query = {"fields": _FIELDS}
-            answer = self._client.send("POST", f"/storage/v1{path}/compose", query, json=request)
-            with answer:
-                return _meta(answer.json(), what)
+            path = f"/storage/v1{self._client.path(name)}/compose"
+            return meta_of(self._client.ask("POST", path, {"fields": _FIELDS}, json=request), what)
         except NotFound as error:
             made = self._composed_before(name, label)
             if made is None:
@@ -218,15 +213,16 @@ class GcsUpload:
 
     def _composed_before(self, name: str, label: str) -> ObjectMeta | None:
         """What an earlier request, whose answer was lost, made of the same sources."""
-        blob = self._client.bucket.blob(name)
+        what = self._client.object(name)
         try:
-            blob.reload(retry=None, timeout=self._client.timeouts_s)
+            path = f"/storage/v1{self._client.path(name)}"
+            resource = self._client.ask("GET", path, {"fields": _FIELDS})
         except NotFound:
             return None
         except SDK_ERRORS as error:
-            raise translate(error, self._client.object(name)) from error
-        same = (blob.metadata or {}).get(_SOURCES_LABEL) == label
-        return meta_of(blob, self._client.object(name)) if same else None
+            raise translate(error, what) from error
+        meta = meta_of(resource, what)
+        return meta if _label(resource, _SOURCES_LABEL) == label else None
 
 
 class _Body:
@@ -259,54 +255,42 @@ def _insert(client: GcsClient, key: str, data: memoryview, labels: dict[str, str
     )
     end = f"\r\n--{boundary}--\r\n"
     try:
-        answer = client.send(
+        resource = client.ask(
             "POST",
-            f"/upload/storage/v1{client.bucket.path}/o",
+            f"/upload/storage/v1{client.path()}",
             {"uploadType": "multipart", "fields": _FIELDS},
             data=_Body(memoryview(start.encode()), data, memoryview(end.encode())),
             headers={"Content-Type": f"multipart/related; boundary={boundary}"},
         )
-        with answer:
-            resource = answer.json()
     except SDK_ERRORS as error:
         raise translate(error, what) from error
-    meta = _meta(resource, what)
+    meta = meta_of(resource, what)
     # A server that does not check must at least say what it has.
     if (meta.size, resource.get("md5Hash")) != (len(data), md5):
         raise StoreUnavailable(f"{what} arrived damaged")
     return meta
 
 
-def _meta(resource: Any, what: str) -> ObjectMeta:
-    """The metadata of an object in JSON, as `meta_of` has it. Raises `StoreUnavailable`."""
-    try:
-        created = datetime.fromisoformat(resource["timeCreated"])
-        id = ObjectId(resource["name"], str(int(resource["generation"])))
-        mtime_ns = int(created.timestamp()) * 10**9 + created.microsecond * 1000
-        return ObjectMeta(id, int(resource["size"]), mtime_ns)
-    except (KeyError, TypeError, ValueError) as error:
-        raise StoreUnavailable(f"{what} was answered with what makes no sense") from error
+def _listed(client: GcsClient, prefix: str) -> list[tuple[ObjectMeta, Any]]:
+    """All objects below `prefix`, at any depth: their metadata, and what more JSON says."""
+    what = f"the listing of parts in bucket {client.name!r}"
+    query = {"prefix": prefix, "fields": _LISTED, "maxResults": str(LIST_PAGE_KEYS)}
+    page = client.list_page(what, None, query)
+    items = [*page.items]
+    while page.token is not None:
+        page = client.list_page(what, page.token, query)
+        items += page.items
+    return [(meta_of(item, what), item) for item in items]
 
 
-def _listed(client: GcsClient, prefix: str) -> list[Any]:
-    """All objects below `prefix`, at any depth, in the SDK's words."""
-    try:
-        blobs = client.sdk.list_blobs(
-            client.bucket,
-            prefix=prefix,
-            page_size=LIST_PAGE_KEYS,
-            fields=_LISTED,
-            retry=None,
-            timeout=client.timeouts_s,
-        )
-        return list(blobs)
-    except SDK_ERRORS as error:
-        raise translate(error, f"the listing of parts in bucket {client.name!r}") from error
+def _label(resource: Any, name: str) -> str:
+    """A label of an object in JSON, "" if it has none."""
+    return str((resource.get("metadata") or {}).get(name, ""))
 
 
 def _delete(client: GcsClient, key: str) -> None:
     try:
-        client.bucket.blob(key).delete(retry=None, timeout=client.timeouts_s)
+        client.send("DELETE", f"/storage/v1{client.path(key)}", {}).close()
     except SDK_ERRORS as error:
         with suppress(ObjectNotFound):  # it is not there, which is what was asked for
             raise translate(error, client.object(key)) from error

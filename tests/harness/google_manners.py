@@ -1,8 +1,8 @@
 """What Google does and fake-gcs-server does not, as a proxy in front of it.
 
-Pages of a listing, who may ask at all, MD5s that must fit, parts that are taken by generation and
-that go when they were composed, and answers that get lost on the way. The one idea: a request is
-judged here first, and then carried out there.
+Pages of a listing, who may ask at all, MD5s that must fit, a generation of its own for whatever is
+composed, parts that are taken by generation and gone afterwards, and answers that get lost on the
+way. The one idea: a request is judged here first, and then carried out there.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import parse_qs, quote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from tests.harness.fake_gcs import FakeGcs
 
 _LIMIT_S = 30.0
-_COMPOSE = re.compile(r"/storage/v1/b/([^/]+)/o/[^/]+/compose")
+_COMPOSE = re.compile(r"/storage/v1/b/([^/]+)/o/([^/]+)/compose")
 _LISTING = re.compile(r"/storage/v1/b/([^/]+)/o")
 _PASSED_ON = ("Content-Type", "Range", "Accept-Encoding")
 _OF_THE_CONNECTION = {"connection", "content-length", "transfer-encoding", "date"}
@@ -129,6 +129,10 @@ class _Handler(BaseHTTPRequestHandler):
 def _carry_out(
     server: FakeGcs, method: str, path: str, body: bytes, headers: dict[str, str]
 ) -> tuple[int, dict[str, str], bytes]:
+    composed = _COMPOSE.fullmatch(urlsplit(path).path)
+    if composed and unquote(composed[2]) in server.keys(composed[1]):
+        # The server behind composes into the generation that is there.
+        server.delete(composed[1], unquote(composed[2]))
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=_LIMIT_S)
     try:
         connection.request(method, path, body or None, headers)
@@ -136,7 +140,6 @@ def _carry_out(
         status, given, data = answer.status, dict(answer.getheaders()), answer.read()
     finally:
         connection.close()
-    composed = _COMPOSE.fullmatch(urlsplit(path).path)
     if composed and status == 200:
         request = json.loads(body)
         for source in request["sourceObjects"] if request.get("deleteSourceObjects") else ():
