@@ -75,7 +75,7 @@ def open_google_manners(server: FakeGcs) -> Iterator[GoogleManners]:
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as proxy:
         manners.endpoint = f"http://127.0.0.1:{proxy.server_address[1]}"
-        thread = threading.Thread(target=proxy.serve_forever)
+        thread = threading.Thread(target=proxy.serve_forever, args=(0.02,))
         thread.start()
         try:
             yield manners

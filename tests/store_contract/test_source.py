@@ -146,24 +146,28 @@ def test_a_missing_sdk_is_explained() -> None:
 
 
 def test_the_sdk_is_imported_on_use() -> None:
-    """A `file:///` mount never imports the S3 SDK."""
+    """A `file:///` mount never imports an SDK."""
     printed = run_python(
         "import sys\n"
         "from fusefs.config import Config\n"
         "from fusefs.store.source import open_store, parse_source, preload\n"
         "preload(parse_source('file:///x')); open_store(parse_source('file:///x'), Config())\n"
-        "print('botocore' in sys.modules)\n"
+        "print('botocore' in sys.modules, 'google' in sys.modules)\n"
     )
-    assert printed.strip() == "False"
+    assert printed.strip() == "False False"
 
 
-def test_preload_touches_nothing() -> None:
+@pytest.mark.parametrize("source", ["s3://x", "gs://x"])
+def test_preload_touches_nothing(source: str) -> None:
     """Preloading opens no socket, starts no thread, and reads no credentials."""
     printed = run_python(
         "import os, threading\n"
         "os.environ.update(AWS_PROFILE='does-not-exist', AWS_ENDPOINT_URL='http://127.0.0.1:9')\n"
-        "from fusefs.store.source import parse_source, preload\n"
-        "preload(parse_source('s3://x'))\n"
+        "os.environ.update(GOOGLE_APPLICATION_CREDENTIALS='/does-not-exist')\n"
+        "from fusefs.config import Config\n"
+        "from fusefs.store.source import open_store, parse_source, preload\n"
+        f"preload(parse_source({source!r}))\n"
+        f"open_store(parse_source({source!r}), Config())\n"
         "links = [os.readlink(f'/proc/self/fd/{fd}') for fd in os.listdir('/proc/self/fd')\n"
         "         if os.path.lexists(f'/proc/self/fd/{fd}')]\n"
         "print(threading.active_count(), any('socket:' in link for link in links))\n"
