@@ -53,9 +53,10 @@ class FakeGcs:
         """What a process needs in its environment to use this server, without credentials."""
         return {"STORAGE_EMULATOR_HOST": self.endpoint}
 
-    def make_bucket(self, name: str) -> None:
-        """Make an empty bucket."""
-        self._ask("POST", "/storage/v1/b", json.dumps({"name": name}).encode(), "application/json")
+    def make_bucket(self, name: str, versions: bool = False) -> None:
+        """Make an empty bucket, which keeps old `versions` or does not."""
+        about = {"name": name, "versioning": {"enabled": versions}}
+        self._ask("POST", "/storage/v1/b", json.dumps(about).encode(), "application/json")
 
     def put(self, bucket: str, key: str, data: bytes, content_encoding: str = "") -> None:
         """Write an object."""

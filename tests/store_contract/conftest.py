@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from fusefs.config import GcsConfig
+from fusefs.store.gcs import GcsStore
 from tests.harness.fake_gcs import FakeGcs
 from tests.harness.google_manners import GoogleManners, open_google_manners
 from tests.harness.weed import Weed
@@ -45,6 +47,28 @@ def google(fake_gcs: FakeGcs) -> Iterator[GoogleManners]:
 def gcs(google: GoogleManners, gcs_bucket: str) -> Iterator[GcsSubject]:
     """A bucket of its own there, as store and writer see it."""
     made = GcsSubject(google, gcs_bucket)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def google_wire() -> Iterator[WireServer]:
+    """A server that says what it is told."""
+    with open_wire() as running:
+        yield running
+
+
+@pytest.fixture
+def google_store(google_wire: WireServer) -> Iterator[GcsStore]:
+    """A store on that server that gives up soon: tests wait for it."""
+    made = GcsStore(
+        "bucket",
+        GcsConfig(endpoint_url=f"http://127.0.0.1:{google_wire.port}", anonymous=True),
+        connections=2,
+        connect_timeout_s=5.0,
+        # A loopback answers in 1 ms, and a busy machine in 100.
+        read_timeout_s=0.5,
+    )
     yield made
     made.close()
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 
-from fusefs.objects import ObjectId
+from fusefs.objects import Extent, ObjectId
+from fusefs.store.gcs import GcsStore
 from tests.store_contract.wire import DATA, EXTENT, Answer, Ending, answer
 
 GENERATION = "1795408450410248"
@@ -55,3 +56,10 @@ def item(key: str, /, **changes: str | None) -> dict[str, str]:
         "timeCreated": "2026-11-23T04:34:10.410Z",
     }
     return {field: value for field, value in (fields | changes).items() if value is not None}
+
+
+def read(store: GcsStore, buffer: bytearray, extent: Extent = EXTENT) -> list[int]:
+    """Read, and return what landed."""
+    reports: list[int] = []
+    store.read_into(ID, extent, memoryview(buffer), reports.append)
+    return reports

@@ -18,11 +18,12 @@ import pytest
 
 from fusefs.config import GcsConfig
 from fusefs.errors import AccessDenied, ConfigError, FusefsError, StoreUnavailable
+from fusefs.objects import Extent
 from fusefs.store.gcs import GcsStore
+from fusefs.store.gcs_write import GcsWriter
 from tests.harness.mounted import ROOT
 from tests.store_contract.gcs_subject import GcsSubject
-from tests.store_contract.gcs_wire import google_good, json_answer
-from tests.store_contract.test_gcs_wire import read
+from tests.store_contract.gcs_wire import google_good, json_answer, read
 from tests.store_contract.wire import DATA, SIZE, open_wire
 
 VARIABLES = ("GOOGLE_APPLICATION_CREDENTIALS", "STORAGE_EMULATOR_HOST", "GOOGLE_CLOUD_PROJECT")
@@ -198,6 +199,18 @@ def test_a_read_whose_token_expired(key_file: TokenServer) -> None:
         store.close()
 
 
+def test_an_upload_whose_token_expired(gcs: GcsSubject, key_file: TokenServer) -> None:
+    """What is written is sent again, from its start, with the new token."""
+    gcs.google.tokens = {"ya29.hunter2-1"}
+    writer = GcsWriter(gcs.bucket, "", GcsConfig(endpoint_url=gcs.google.endpoint), 1)
+    meta = writer.put("object", DATA)
+    writer.close()
+    buffer = bytearray(SIZE)
+    gcs.google.tokens = None
+    gcs.store.read_into(meta.id, Extent(0, SIZE), memoryview(buffer))
+    assert buffer == DATA
+
+
 def test_tokens_that_are_refused(gcs: GcsSubject, key_file: TokenServer) -> None:
     """A token that stays refused is AccessDenied, after no more than a few new ones."""
     gcs.google.tokens = set()
@@ -310,7 +323,7 @@ def test_a_certificate_that_is_not_trusted(tmp_path: Path, monkeypatch: pytest.M
     """A private authority is trusted through REQUESTS_CA_BUNDLE; the messages name it."""
     path = tmp_path / "certificate.pem"
     command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=test"
-    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", path, "-out", path]
+    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(path), "-out", str(path)]
     subprocess.run([*command.split(), *names], check=True, capture_output=True)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -24,7 +23,6 @@ from fusefs.errors import (
 )
 from fusefs.objects import Extent, ObjectId
 from fusefs.store.gcs import GcsStore
-from tests.store_contract.gcs_subject import GcsSubject
 from tests.store_contract.gcs_wire import (
     GENERATION,
     ID,
@@ -32,6 +30,7 @@ from tests.store_contract.gcs_wire import (
     google_good,
     item,
     json_answer,
+    read,
 )
 from tests.store_contract.wire import (
     DATA,
@@ -42,48 +41,17 @@ from tests.store_contract.wire import (
     Answer,
     WireServer,
     answer,
-    open_wire,
 )
 
 BLANK = 0xA5
-READ_TIMEOUT_S = 0.5
-"""Short, since tests wait for it; a loopback answers in 1 ms, and a busy machine in 100."""
 
 
-@pytest.fixture
-def google_wire() -> Iterator[WireServer]:
-    """A server that says what it is told."""
-    with open_wire() as running:
-        yield running
-
-
-@pytest.fixture
-def store(google_wire: WireServer) -> Iterator[GcsStore]:
-    """A store on that server that gives up soon."""
-    made = GcsStore(
-        "bucket",
-        GcsConfig(endpoint_url=f"http://127.0.0.1:{google_wire.port}", anonymous=True),
-        connections=2,
-        connect_timeout_s=5.0,
-        read_timeout_s=READ_TIMEOUT_S,
-    )
-    yield made
-    made.close()
-
-
-def read(store: GcsStore, buffer: bytearray, extent: Extent = EXTENT) -> list[int]:
-    """Read, and return what landed."""
-    reports: list[int] = []
-    store.read_into(ID, extent, memoryview(buffer), reports.append)
-    return reports
-
-
-def test_a_good_answer(google_wire: WireServer, store: GcsStore) -> None:
+def test_a_good_answer(google_wire: WireServer, google_store: GcsStore) -> None:
     """A read asks for its range of its generation, as stored, on a connection used again."""
     google_wire.answers += [google_good(), google_good()]
     for _ in range(2):
         buffer = bytearray(SIZE)
-        assert read(store, buffer) == [MIB, 2 * MIB, 3 * MIB, SIZE]
+        assert read(google_store, buffer) == [MIB, 2 * MIB, 3 * MIB, SIZE]
         assert buffer == DATA
     assert google_wire.connections == 1
     head = google_wire.requests[0]
@@ -95,11 +63,11 @@ def test_a_good_answer(google_wire: WireServer, store: GcsStore) -> None:
     assert "authorization" not in head.lower()
 
 
-def test_a_whole_object_may_come_as_200(google_wire: WireServer, store: GcsStore) -> None:
+def test_a_whole_object_may_come_as_200(google_wire: WireServer, google_store: GcsStore) -> None:
     """A server that answers 200 is believed if the range was the whole object."""
     google_wire.answers.append(google_good(status="200 OK", Content_Range=None))
     buffer = bytearray(SIZE)
-    assert read(store, buffer, Extent(0, SIZE))[-1] == SIZE
+    assert read(google_store, buffer, Extent(0, SIZE))[-1] == SIZE
     assert buffer == DATA
 
 
@@ -173,21 +141,21 @@ REFUSED: dict[str, tuple[Answer, type[FusefsError]]] = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused_before_a_byte_is_written(
-    name: str, google_wire: WireServer, store: GcsStore
+    name: str, google_wire: WireServer, google_store: GcsStore
 ) -> None:
     """A wrong answer has its class, one sentence without secrets, and leaves the buffer alone."""
     wrong, expected = REFUSED[name]
     google_wire.answers += [wrong, google_good()]
     buffer = bytearray([BLANK]) * SIZE
     with pytest.raises(FusefsError) as raised:
-        read(store, buffer)
+        read(google_store, buffer)
     assert type(raised.value) is expected
     assert buffer == bytearray([BLANK]) * SIZE
     sentence = str(raised.value)
     assert "hunter2" not in sentence.lower()
     assert "\n" not in sentence
     # Whatever was left on that connection, it is not taken for the answer to the next request.
-    assert read(store, buffer)[-1] == SIZE
+    assert read(google_store, buffer)[-1] == SIZE
     assert buffer == DATA
     assert len(google_wire.requests) == 2
 
@@ -203,7 +171,7 @@ BROKEN: dict[str, tuple[Answer, type[FusefsError]]] = {
 @pytest.mark.parametrize("encoding", ["identity", "gzip"])
 @pytest.mark.parametrize("name", BROKEN)
 def test_broken_in_the_middle(
-    name: str, encoding: str, google_wire: WireServer, store: GcsStore
+    name: str, encoding: str, google_wire: WireServer, google_store: GcsStore
 ) -> None:
     """A body that ends early is an error worth a retry, and `landed` never named a missing byte."""
     wrong, expected = BROKEN[name]
@@ -217,24 +185,24 @@ def test_broken_in_the_middle(
     buffer = bytearray(SIZE)
     reports: list[int] = []
     with pytest.raises(StoreUnavailable) as raised:
-        store.read_into(ID, EXTENT, memoryview(buffer), reports.append)
+        google_store.read_into(ID, EXTENT, memoryview(buffer), reports.append)
     assert type(raised.value) is expected
     assert all(buffer[:count] == DATA[:count] for count in reports)
     assert max(reports, default=0) <= len(wrong.data)
-    assert read(store, buffer)[-1] == SIZE
+    assert read(google_store, buffer)[-1] == SIZE
     assert buffer == DATA
     assert google_wire.connections == 2
 
 
 def test_a_body_that_goes_on_is_not_taken_for_the_next_answer(
-    google_wire: WireServer, store: GcsStore
+    google_wire: WireServer, google_store: GcsStore
 ) -> None:
     """Bytes behind the promised length do not end up in another read."""
     smuggled = DATA + b"HTTP/1.1 206 OK\r\n\r\nsmuggled"
     google_wire.answers += [google_good(body=smuggled), google_good(), google_good()]
     buffer = bytearray(SIZE)
     for _ in range(2):
-        read(store, buffer)
+        read(google_store, buffer)
         assert buffer == DATA
 
 
@@ -244,13 +212,21 @@ def test_a_body_that_goes_on_is_not_taken_for_the_next_answer(
 )
 @pytest.mark.parametrize("whole", [True, False], ids=["listing", "read"])
 def test_retry_after(
-    whole: bool, header: str, expected: float | None, google_wire: WireServer, store: GcsStore
+    whole: bool,
+    header: str,
+    expected: float | None,
+    google_wire: WireServer,
+    google_store: GcsStore,
 ) -> None:
     """`retry_after_s` is what the store said, in seconds or as a date, up to five minutes."""
     date = "Wed, 21 Oct 2026 07:28:00 GMT"
     busy = google_error("503 Busy", "backendError", Retry_After=header, Date=date)
     google_wire.answers.append(busy)
-    ask = (lambda: store.list_page("", None)) if whole else (lambda: read(store, bytearray(SIZE)))
+    ask = (
+        (lambda: google_store.list_page("", None))
+        if whole
+        else (lambda: read(google_store, bytearray(SIZE)))
+    )
     with pytest.raises(StoreThrottled) as raised:
         ask()
     assert raised.value.retry_after_s == expected
@@ -267,55 +243,14 @@ SENTENCES = {
 
 
 @pytest.mark.parametrize("reason", SENTENCES)
-def test_a_refusal_says_what_to_do(reason: str, google_wire: WireServer, store: GcsStore) -> None:
+def test_a_refusal_says_what_to_do(
+    reason: str, google_wire: WireServer, google_store: GcsStore
+) -> None:
     """Who may not mount is told why; what is no word of Google's is not repeated."""
     google_wire.answers.append(google_error("403 Forbidden", reason))
     with pytest.raises(AccessDenied, match=SENTENCES[reason]) as raised:
-        store.check("")
+        google_store.check("")
     assert "!" not in str(raised.value)
-
-
-LISTINGS: dict[str, tuple[Answer, type[FusefsError]]] = {
-    "not JSON": (answer("200 OK", {"Content-Length": "6"}, b"<html>"), StoreUnavailable),
-    "cut": (answer("200 OK", {"Content-Length": "60"}, b'{"items"', "close"), StoreUnavailable),
-    "no object of JSON": (json_answer(["a"]), StoreUnavailable),
-    "items that are none": (json_answer({"items": [5]}), StoreUnavailable),
-    "the same page": (json_answer({"nextPageToken": "t"}), CorruptData),
-    "size of no sense": (json_answer({"items": [item("a", size="big")]}), StoreUnavailable),
-    "no name": (json_answer({"items": [item("a", name=None)]}), StoreUnavailable),
-    "no size": (json_answer({"items": [item("a", size=None)]}), StoreUnavailable),
-    "no generation": (json_answer({"items": [item("a", generation=None)]}), StoreUnavailable),
-    "no time": (json_answer({"items": [item("a", timeCreated=None)]}), StoreUnavailable),
-    "time of no sense": (json_answer({"items": [item("a", timeCreated="now")]}), StoreUnavailable),
-}
-
-
-@pytest.mark.parametrize("name", LISTINGS)
-def test_bad_listings(name: str, google_wire: WireServer, store: GcsStore) -> None:
-    """A listing that makes no sense is an error, not an empty directory and not an endless one."""
-    wrong, expected = LISTINGS[name]
-    google_wire.answers.append(wrong)
-    with pytest.raises(FusefsError) as raised:
-        store.list_page("", "t")
-    assert type(raised.value) is expected
-
-
-def test_an_empty_page_is_not_the_end(google_wire: WireServer, store: GcsStore) -> None:
-    """Google may send a page of nothing: the listing goes on, and so does `check`."""
-    google_wire.answers += [json_answer({"nextPageToken": "t"})] * 2
-    google_wire.answers.append(json_answer({"items": [item("a/b")]}))
-    page = store.list_page("a/", None)
-    assert (page.objects, page.prefixes, page.next_token) == ((), (), "t")
-    store.check("a/")
-    assert "pageToken=t" in google_wire.requests[2]
-
-
-def test_an_object_of_more_than_5_gib(google_wire: WireServer, store: GcsStore) -> None:
-    """Sizes are told in full, and times to the microsecond."""
-    google_wire.answers.append(json_answer(item("large", size=str(6 << 40))))
-    meta = store.head("large")
-    assert (meta.id, meta.size) == (ObjectId("large", GENERATION), 6 << 40)
-    assert meta.mtime_ns == 1795408450_410_000_000
 
 
 def test_who_pays(google_wire: WireServer) -> None:
@@ -333,10 +268,12 @@ def test_who_pays(google_wire: WireServer) -> None:
         assert "userProject=my-project" in request.partition("\r\n")[0]
 
 
-def test_an_object_without_generation_is_not_read(google_wire: WireServer, store: GcsStore) -> None:
+def test_an_object_without_generation_is_not_read(
+    google_wire: WireServer, google_store: GcsStore
+) -> None:
     """Without a generation versions cannot be told apart, so nothing is asked for."""
     with pytest.raises(Unsupported):
-        store.read_into(ObjectId("object", ""), Extent(0, 1), memoryview(bytearray(1)))
+        google_store.read_into(ObjectId("object", ""), Extent(0, 1), memoryview(bytearray(1)))
     assert google_wire.requests == []
 
 
@@ -349,11 +286,11 @@ def test_nobody_listens() -> None:
     dead.close()
 
 
-def test_a_missing_object(google_wire: WireServer, store: GcsStore) -> None:
+def test_a_missing_object(google_wire: WireServer, google_store: GcsStore) -> None:
     """A `head` of status 404 is ObjectNotFound."""
     google_wire.answers.append(google_error("404 Not Found", "notFound"))
     with pytest.raises(ObjectNotFound):
-        store.head("object")
+        google_store.head("object")
 
 
 def test_threads_keep_their_connections(google_wire: WireServer) -> None:
@@ -375,18 +312,6 @@ def test_threads_keep_their_connections(google_wire: WireServer) -> None:
     store.close()
     assert len(google_wire.requests) == threads * reads
     assert 1 <= google_wire.connections <= threads
-
-
-def test_what_is_stored_with_gzip(gcs: GcsSubject) -> None:
-    """An object stored with gzip is the bytes that are stored, of the size that is listed."""
-    data = gzip.compress(DATA)
-    gcs.google.server.put(gcs.bucket, "page.json", data, content_encoding="gzip")
-    meta = gcs.store.head("page.json")
-    assert meta.size == len(data)
-    for extent in (Extent(0, len(data)), Extent(10, len(data) - 5)):
-        buffer = bytearray(extent.size)
-        gcs.store.read_into(meta.id, extent, memoryview(buffer))
-        assert buffer == data[extent.start : extent.stop]
 
 
 def test_a_setting_that_is_no_url() -> None:
