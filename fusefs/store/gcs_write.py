@@ -24,7 +24,7 @@ from google.api_core.exceptions import NotFound
 
 from fusefs.config import GcsConfig
 from fusefs.errors import InternalError, ObjectChanged, ObjectNotFound, StoreUnavailable
-from fusefs.objects import ObjectMeta
+from fusefs.objects import ObjectId, ObjectMeta
 from fusefs.store.base import LIST_PAGE_KEYS, Upload
 from fusefs.store.gcs_client import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, GcsClient, meta_of
 from fusefs.store.gcs_errors import SDK_ERRORS, translate
@@ -48,7 +48,6 @@ _KEY_LABEL = "fusefs-key"
 """On a part: the object it is for."""
 _SOURCES_LABEL = "fusefs-sources"
 """On what was composed: of which parts, so that a request whose answer was lost can be repeated."""
-
 
 _SENT_BYTES = 1 << 16
 """At a time. A socket's timeout is for one send, whole: 64 KiB get through a slow, shared link."""
@@ -85,7 +84,8 @@ class GcsWriter:
 
     def put(self, key: str, data: bytes) -> ObjectMeta:
         """See `Writer`."""
-        return _insert(self._client, key, memoryview(data), {})
+        what = self._client.object(key)
+        return _insert(self._client, key, memoryview(data), {}, what)
 
     def begin(self, key: str, size: int) -> Upload:
         """See `Writer`."""
@@ -101,16 +101,18 @@ class GcsWriter:
 
     def delete(self, key: str) -> None:
         """See `Writer`."""
-        _delete(self._client, key)
+        what = self._client.object(key)
+        with suppress(ObjectNotFound):
+            _delete(self._client, key, {}, what)
 
     def discard(self, prefix: str) -> int:
         """See `Writer`."""
         left = [
-            (meta.id.key, key)
+            (meta.id, key)
             for meta, item in _listed(self._client, self._parts_prefix)
             if (key := _label(item, _KEY_LABEL)).startswith(prefix)
         ]
-        _in_parallel(lambda name: _delete(self._client, name), [name for name, _ in left])
+        _in_parallel(lambda part: _remove(self._client, part), [part for part, _ in left])
         return len({key for _, key in left})
 
     def publish(self, prefix: str) -> None:
@@ -154,7 +156,9 @@ class GcsUpload:
         if found is not None and (found.size, found.md5) == (len(data), _md5(data)):
             piece, sent = found, False
         else:
-            meta = _insert(self._client, name, data, {_KEY_LABEL: self._key})
+            labels = {_KEY_LABEL: self._key}
+            what = f"part {index} of {self._client.object(self._key)}"
+            meta = _insert(self._client, name, data, labels, what)
             piece, sent = _Piece(name, meta.id.etag, meta.size), True
         with self._lock:
             self._put[index] = piece
@@ -165,8 +169,8 @@ class GcsUpload:
         if self._made is None:
             self._made = self._compose_all()
         # Google has taken the parts away already; other servers, and earlier attempts, leave some.
-        left = [meta.id.key for meta, _ in _listed(self._client, self._place)]
-        _in_parallel(lambda name: _delete(self._client, name), left)
+        left = [meta.id for meta, _ in _listed(self._client, self._place)]
+        _in_parallel(lambda part: _remove(self._client, part), left)
         return self._made
 
     def _compose_all(self) -> ObjectMeta:
@@ -187,7 +191,7 @@ class GcsUpload:
         return self._compose(name, pieces, {_KEY_LABEL: self._key})
 
     def _compose(self, name: str, pieces: list[_Piece], labels: dict[str, str]) -> ObjectMeta:
-        what = self._client.object(name)
+        what = self._client.object(self._key)
         sources = [{"name": piece.name, "generation": piece.generation} for piece in pieces]
         label = hashlib.sha256(json.dumps(sources).encode()).hexdigest()
         request = {
@@ -204,16 +208,15 @@ class GcsUpload:
             path = f"/storage/v1{self._client.path(name)}/compose"
             return meta_of(self._client.ask("POST", path, {"fields": _FIELDS}, json=request), what)
         except NotFound as error:
-            made = self._composed_before(name, label)
+            made = self._composed_before(name, label, what)
             if made is None:
                 raise ObjectChanged(f"{what} cannot be made: its parts were removed") from error
             return made
         except SDK_ERRORS as error:
             raise translate(error, what) from error
 
-    def _composed_before(self, name: str, label: str) -> ObjectMeta | None:
+    def _composed_before(self, name: str, label: str, what: str) -> ObjectMeta | None:
         """What an earlier request, whose answer was lost, made of the same sources."""
-        what = self._client.object(name)
         try:
             path = f"/storage/v1{self._client.path(name)}"
             resource = self._client.ask("GET", path, {"fields": _FIELDS})
@@ -243,9 +246,10 @@ class _Body:
                 yield piece[start : start + _SENT_BYTES]
 
 
-def _insert(client: GcsClient, key: str, data: memoryview, labels: dict[str, str]) -> ObjectMeta:
+def _insert(
+    client: GcsClient, key: str, data: memoryview, labels: dict[str, str], what: str
+) -> ObjectMeta:
     """Write an object in one request; Google refuses it unless its MD5 is that of `data`."""
-    what = client.object(key)
     md5 = _md5(data)
     boundary = secrets.token_hex(16)
     about = json.dumps({"name": key, "md5Hash": md5, "metadata": labels})
@@ -288,12 +292,18 @@ def _label(resource: Any, name: str) -> str:
     return str((resource.get("metadata") or {}).get(name, ""))
 
 
-def _delete(client: GcsClient, key: str) -> None:
+def _remove(client: GcsClient, part: ObjectId) -> None:
+    """Remove a part in this generation: in a bucket with versions it would stay, without one."""
+    with suppress(ObjectNotFound):
+        what = f"a part in bucket {client.name!r}"
+        _delete(client, part.key, {"generation": part.etag}, what)
+
+
+def _delete(client: GcsClient, key: str, query: Mapping[str, str], what: str) -> None:
     try:
-        client.send("DELETE", f"/storage/v1{client.path(key)}", {}).close()
+        client.send("DELETE", f"/storage/v1{client.path(key)}", query).close()
     except SDK_ERRORS as error:
-        with suppress(ObjectNotFound):  # it is not there, which is what was asked for
-            raise translate(error, client.object(key)) from error
+        raise translate(error, what) from error
 
 
 def _md5(data: memoryview) -> str:
