@@ -8,6 +8,7 @@ user typed. Texts of the SDK and of the server are left out, for they may hold t
 from __future__ import annotations
 
 import http.client
+import os
 import re
 import ssl
 from collections.abc import Iterator, Mapping
@@ -67,6 +68,9 @@ _NO_CREDENTIALS = (
 
 _RETRY_AFTER_MAX_S = 300.0
 """A larger Retry-After is a mistake or an attack; a deadline passes long before."""
+
+_BUNDLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+"""Where requests looks for whom to trust, in its order."""
 
 _WORD = re.compile(r"[A-Za-z]\w{0,63}")
 
@@ -144,9 +148,10 @@ def _transport(error: Exception, what: str) -> FusefsError:
                 f"{what} cannot be had: the server's certificate is not trusted"
                 f" ({cause.verify_message}); set REQUESTS_CA_BUNDLE to the file of its authority"
             )
-    # All that requests says of a bundle that is not there; a socket's errors have a number.
-    if type(error) is OSError and error.errno is None:
-        return ConfigError(f"{what} cannot be had: REQUESTS_CA_BUNDLE names no readable file")
+    bundle = next((name for name in _BUNDLES if os.environ.get(name)), None)
+    # requests says no more of a bundle that is not there; a socket's errors have a number.
+    if type(error) is OSError and bundle is not None and not os.path.exists(os.environ[bundle]):
+        return ConfigError(f"{what} cannot be had: {bundle} names no readable file")
     # urllib3 counts a refused connection among the timeouts.
     refused = any(isinstance(cause, urllib3.exceptions.NewConnectionError) for cause in causes)
     if not refused and any(isinstance(cause, _TIMEOUTS) for cause in causes):

@@ -32,6 +32,7 @@ class GoogleManners:
     """The running proxy. Tests read `requests` (method and path) and set the rest.
 
     `tokens`: whose requests are answered, or None for everybody's. `forbidden`: nobody may.
+    `damage`: what is uploaded loses a byte for another on the way. `checks`: MD5s must fit.
     """
 
     def __init__(self, server: FakeGcs) -> None:
@@ -40,6 +41,8 @@ class GoogleManners:
         self.requests: list[tuple[str, str]] = []
         self.tokens: set[str] | None = None
         self.forbidden = False
+        self.damage = False
+        self.checks = True
         self._lock = threading.Lock()
         self._to_lose: list[str] = []
 
@@ -97,8 +100,11 @@ class _Handler(BaseHTTPRequestHandler):
         google = self.google
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         google.requests.append((self.command, self.path))
+        if google.damage and "uploadType=multipart" in self.path:
+            middle = len(body) * 3 // 4
+            body = body[:middle] + bytes([body[middle] ^ 1]) + body[middle + 1 :]
         refusal = google.refusal(self.headers.get("Authorization", "")) or _judge(
-            google.server, self.path, body
+            google, self.path, body
         )
         if refusal is not None:
             self._answer(refusal[0], {"Content-Type": "application/json"}, refusal[1])
@@ -147,17 +153,17 @@ def _carry_out(
     return status, given, data
 
 
-def _judge(server: FakeGcs, path: str, body: bytes) -> tuple[int, bytes] | None:
+def _judge(google: GoogleManners, path: str, body: bytes) -> tuple[int, bytes] | None:
     """What Google refuses and the server behind would take."""
     composed = _COMPOSE.fullmatch(urlsplit(path).path)
     if composed:
         for source in json.loads(body)["sourceObjects"]:
             name = quote(source["name"], safe="")
             about = f"/storage/v1/b/{composed[1]}/o/{name}?generation={source['generation']}"
-            status, _, _ = _carry_out(server, "GET", about, b"", {})
+            status, _, _ = _carry_out(google.server, "GET", about, b"", {})
             if status != 200:
                 return _error(404, "notFound")
-    elif "uploadType=multipart" in path:
+    elif google.checks and "uploadType=multipart" in path:
         boundary = body.partition(b"\r\n")[0]
         _, metadata, rest = (part.partition(b"\r\n\r\n")[2] for part in body.split(boundary, 2))
         content = rest.removesuffix(b"\r\n" + boundary + b"--\r\n")

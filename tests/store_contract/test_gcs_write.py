@@ -10,6 +10,7 @@ import pytest
 from fusefs.config import GcsConfig
 from fusefs.errors import (
     AccessDenied,
+    FusefsError,
     InternalError,
     ObjectChanged,
     ObjectNotFound,
@@ -172,6 +173,16 @@ def test_a_part_that_was_never_put(gcs: GcsSubject) -> None:
     upload.put_part(0, memoryview(bytes(PART_BYTES)))
     with pytest.raises(InternalError, match="part 1 of 3"):
         upload.commit()
+
+
+@pytest.mark.parametrize("checks", [True, False])
+def test_what_is_damaged_on_the_way(gcs: GcsSubject, checks: bool) -> None:
+    """Google refuses what does not fit its MD5; where a server does not, its answer tells."""
+    gcs.google.damage, gcs.google.checks = True, checks
+    with pytest.raises(FusefsError) as raised:
+        gcs.writer().put("object", noise(5000))
+    assert isinstance(raised.value, StoreUnavailable) != checks
+    assert gcs.google.server.keys(gcs.bucket) == (set() if checks else {"object"})
 
 
 def test_discard(gcs: GcsSubject) -> None:
