@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import logging
 import re
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from tests.harness.fake_gcs import FakeGcs, open_fake_gcs
 from tests.harness.weed import Weed, open_weed
 
 # Two busy cores make any example slow now and then: the bound on a test is pytest-timeout's.
@@ -99,6 +101,23 @@ def weed_environment(weed: Weed, monkeypatch: pytest.MonkeyPatch) -> Weed:
     for name, value in weed.environment.items():
         monkeypatch.setenv(name, value)
     return weed
+
+
+@pytest.fixture(scope="session")
+def fake_gcs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeGcs]:
+    """One server that speaks Google's API for the whole session; tests keep apart by buckets."""
+    with open_fake_gcs(tmp_path_factory.mktemp("fake-gcs")) as server:
+        yield server
+
+
+@pytest.fixture
+def gcs_bucket(fake_gcs: FakeGcs, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An empty bucket on `fake_gcs` for this test alone, where the environment points the SDK."""
+    for name, value in fake_gcs.environment.items():
+        monkeypatch.setenv(name, value)
+    bucket = f"bucket-{uuid.uuid4().hex}"
+    fake_gcs.make_bucket(bucket)
+    return bucket
 
 
 @pytest.fixture(scope="session")

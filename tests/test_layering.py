@@ -41,7 +41,7 @@ SDKS: dict[str, frozenset[str]] = {
     "boto3": adapter("s3", "s3_errors", "s3_write"),
     "botocore": adapter("s3", "s3_errors", "s3_write"),
     "s3transfer": frozenset(),
-    "google": adapter("gcs", "gcs_errors", "gcs_write"),
+    "google": adapter("gcs", "gcs_client", "gcs_errors", "gcs_write"),
     "azure": adapter("azure", "azure_errors", "azure_write"),
     "redis": adapter("redis", "redis_write", "redis_sglang") | {"fusefs/cache/redis.py"},
 }

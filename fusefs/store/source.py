@@ -87,27 +87,39 @@ def preload(source: Source) -> None:
 
 
 def _parse_s3(rest: str, config: Config) -> Source:
+    return _bucket_source("s3", rest, "AWS_ACCESS_KEY_ID or a profile", "s3.endpoint_url")
+
+
+def _parse_gs(rest: str, config: Config) -> Source:
+    return _bucket_source("gs", rest, "GOOGLE_APPLICATION_CREDENTIALS", "gcs.endpoint_url")
+
+
+def _bucket_source(scheme: str, rest: str, keys: str, server: str) -> Source:
+    """A SOURCE of bucket and prefix; `keys` and `server` are where these belong instead."""
     bucket, _, prefix = rest.partition("/")
     if "@" in bucket or ":" in bucket:
         raise ConfigError(
-            "an s3 SOURCE holds no credentials and no port: type s3://bucket/prefix, and leave keys"
-            " to AWS_ACCESS_KEY_ID or a profile, the server to s3.endpoint_url"
+            f"the {scheme} SOURCE holds credentials or a port: type {scheme}://bucket/prefix,"
+            f" and leave keys to {keys}, the server to {server}"
         )
     if not bucket:
-        raise ConfigError("the s3 SOURCE names no bucket: type s3://bucket or s3://bucket/prefix")
+        raise ConfigError(
+            f"the {scheme} SOURCE names no bucket: type {scheme}://bucket or"
+            f" {scheme}://bucket/prefix"
+        )
     if _SURROGATE.search(prefix):
-        raise ConfigError("the prefix of the s3 SOURCE is not UTF-8, and S3 keys are")
+        raise ConfigError(f"the prefix of the {scheme} SOURCE is not UTF-8, and keys are")
     if not _BUCKET.fullmatch(bucket):
         raise ConfigError(f"{bucket!r} is not a bucket name: letters, digits, '.', '-' and '_'")
     if prefix:
         prefix = prefix.removesuffix("/")
         if any(segment in ("", ".", "..") for segment in prefix.split("/")):
             raise ConfigError(
-                "the prefix of an s3 SOURCE has an empty, '.' or '..' segment: such keys have no"
-                " place in a file system"
+                f"the prefix of the {scheme} SOURCE has an empty, '.' or '..' segment: such keys"
+                " have no place in a file system"
             )
         prefix += "/"
-    return Source("s3", bucket, prefix, f"s3://{bucket}/{prefix}")
+    return Source(scheme, bucket, prefix, f"{scheme}://{bucket}/{prefix}")
 
 
 def _parse_file(rest: str, config: Config) -> Source:
@@ -140,4 +152,5 @@ def _examples() -> str:
 _SCHEMES: dict[str, _Scheme] = {
     "s3": _Scheme("s3://bucket/prefix", _parse_s3, "fusefs.store.s3", "s3"),
     "file": _Scheme("file:///directory", _parse_file, "fusefs.store.posix", None),
+    "gs": _Scheme("gs://bucket/prefix", _parse_gs, "fusefs.store.gcs", "gcs"),
 }

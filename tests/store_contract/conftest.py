@@ -7,12 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from fusefs.config import GcsConfig
+from fusefs.store.gcs import GcsStore
+from tests.harness.fake_gcs import FakeGcs
+from tests.harness.google_manners import GoogleManners, open_google_manners
 from tests.harness.weed import Weed
+from tests.store_contract.gcs_subject import GcsSubject
 from tests.store_contract.subjects import PosixSubject, S3Subject, SimulatedSubject, Subject
 from tests.store_contract.wire import WireServer, open_wire
 
 
-@pytest.fixture(params=["s3", "posix", "simulated"])
+@pytest.fixture(params=["s3", "gcs", "posix", "simulated"])
 def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
     """One store under test. Only the one that needs a server starts it."""
     if request.param == "s3":
@@ -20,6 +25,8 @@ def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
         s3 = S3Subject(server, request.getfixturevalue("bucket"))
         yield s3
         s3.close()
+    elif request.param == "gcs":
+        yield request.getfixturevalue("gcs")
     elif request.param == "posix":
         tmp_path: Path = request.getfixturevalue("tmp_path")
         directory = tmp_path / "source"
@@ -27,6 +34,43 @@ def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
         yield PosixSubject(directory)
     else:
         yield SimulatedSubject()
+
+
+@pytest.fixture
+def google(fake_gcs: FakeGcs) -> Iterator[GoogleManners]:
+    """`fake_gcs` with Google's manners."""
+    with open_google_manners(fake_gcs) as manners:
+        yield manners
+
+
+@pytest.fixture
+def gcs(google: GoogleManners, gcs_bucket: str) -> Iterator[GcsSubject]:
+    """A bucket of its own there, as store and writer see it."""
+    made = GcsSubject(google, gcs_bucket)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def google_wire() -> Iterator[WireServer]:
+    """A server that says what it is told."""
+    with open_wire() as running:
+        yield running
+
+
+@pytest.fixture
+def google_store(google_wire: WireServer) -> Iterator[GcsStore]:
+    """A store on that server that gives up soon: tests wait for it."""
+    made = GcsStore(
+        "bucket",
+        GcsConfig(endpoint_url=f"http://127.0.0.1:{google_wire.port}", anonymous=True),
+        connections=2,
+        connect_timeout_s=5.0,
+        # A loopback answers in 1 ms, and a busy machine in 100.
+        read_timeout_s=0.5,
+    )
+    yield made
+    made.close()
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from fusefs.config import Config
 from fusefs.errors import ConfigError
 from fusefs.store.base import Source
+from fusefs.store.gcs import GcsStore
 from fusefs.store.posix import PosixStore
 from fusefs.store.s3 import S3Store
 from fusefs.store.source import open_store, parse_source
@@ -30,6 +31,8 @@ SEGMENT = st.text(
         ("s3://models/llama/70b/", "models", "llama/70b/", "s3://models/llama/70b/"),
         ("s3://my.bucket_1/a%2Fb c+d", "my.bucket_1", "a%2Fb c+d/", "s3://my.bucket_1/a%2Fb c+d/"),
         ("s3://models/user@host:x", "models", "user@host:x/", "s3://models/user@host:x/"),
+        ("gs://models", "models", "", "gs://models/"),
+        ("gs://my.bucket_1/a%2Fb c+d", "my.bucket_1", "a%2Fb c+d/", "gs://my.bucket_1/a%2Fb c+d/"),
         ("file:///srv/models", "/srv/models", "", "file:///srv/models"),
         ("file:///srv//models/./x/", "/srv/models/x", "", "file:///srv/models/x"),
         ("file:///", "/", "", "file:///"),
@@ -62,6 +65,10 @@ def test_good_sources(text: str, bucket: str, prefix: str, normal: str) -> None:
         ("s3://models/a\nb", "control"),
         ("s3://models/bad\udcff", "UTF-8"),
         ("s3://models:9000/x", "s3.endpoint_url"),
+        ("gs://", "no bucket"),
+        ("gs://models/a/../b", "segment"),
+        ("gs://models/bad\udcff", "UTF-8"),
+        ("gs://models:4443/x", "gcs.endpoint_url"),
         ("file://srv/models", "absolute"),
         ("file://", "absolute"),
         ("file:///srv/../etc", "'..'"),
@@ -81,6 +88,7 @@ def test_bad_sources(text: str, says: str) -> None:
         "s3://AKIAKEY:hunter2@models/x",
         "s3://AKIAKEY:hunt/hunter2@models/x",
         "s3://hunter2@models",
+        "gs://user:hunter2@models",
         "https://user:hunter2@host/models",
     ],
 )
@@ -94,7 +102,7 @@ def test_credentials_are_refused_and_not_repeated(text: str) -> None:
 @given(st.text())
 def test_any_text_parses_or_is_refused(text: str) -> None:
     """No text makes the parser fail otherwise than by ConfigError."""
-    for scheme in ("", "s3://", "s3://b/", "file://", "file:///"):
+    for scheme in ("", "s3://", "s3://b/", "gs://b/", "file://", "file:///"):
         try:
             source = parse_source(scheme + text)
         except ConfigError:
@@ -113,6 +121,7 @@ def test_prefixes_are_literal(segments: list[str]) -> None:
 def test_each_scheme_has_its_store() -> None:
     """`open_store` makes the adapter of the scheme, and opens nothing."""
     assert isinstance(open_store(parse_source("s3://b"), Config()), S3Store)
+    assert isinstance(open_store(parse_source("gs://b"), Config()), GcsStore)
     assert isinstance(open_store(parse_source("file:///nowhere"), Config()), PosixStore)
 
 
@@ -137,24 +146,28 @@ def test_a_missing_sdk_is_explained() -> None:
 
 
 def test_the_sdk_is_imported_on_use() -> None:
-    """A `file:///` mount never imports the S3 SDK."""
+    """A `file:///` mount never imports an SDK."""
     printed = run_python(
         "import sys\n"
         "from fusefs.config import Config\n"
         "from fusefs.store.source import open_store, parse_source, preload\n"
         "preload(parse_source('file:///x')); open_store(parse_source('file:///x'), Config())\n"
-        "print('botocore' in sys.modules)\n"
+        "print('botocore' in sys.modules, 'google' in sys.modules)\n"
     )
-    assert printed.strip() == "False"
+    assert printed.strip() == "False False"
 
 
-def test_preload_touches_nothing() -> None:
+@pytest.mark.parametrize("source", ["s3://x", "gs://x"])
+def test_preload_touches_nothing(source: str) -> None:
     """Preloading opens no socket, starts no thread, and reads no credentials."""
     printed = run_python(
         "import os, threading\n"
         "os.environ.update(AWS_PROFILE='does-not-exist', AWS_ENDPOINT_URL='http://127.0.0.1:9')\n"
-        "from fusefs.store.source import parse_source, preload\n"
-        "preload(parse_source('s3://x'))\n"
+        "os.environ.update(GOOGLE_APPLICATION_CREDENTIALS='/does-not-exist')\n"
+        "from fusefs.config import Config\n"
+        "from fusefs.store.source import open_store, parse_source, preload\n"
+        f"preload(parse_source({source!r}))\n"
+        f"open_store(parse_source({source!r}), Config())\n"
         "links = [os.readlink(f'/proc/self/fd/{fd}') for fd in os.listdir('/proc/self/fd')\n"
         "         if os.path.lexists(f'/proc/self/fd/{fd}')]\n"
         "print(threading.active_count(), any('socket:' in link for link in links))\n"
