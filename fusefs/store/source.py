@@ -22,6 +22,14 @@ _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 """What botocore takes for a bucket name, minus a leading dot or dash: S3-compatible servers allow
 more than Amazon does (upper case, underscores, fewer than 3 or more than 63 characters)."""
 
+_ACCESS_POINT = re.compile(
+    r"arn:aws[a-z-]*:s3(?:-outposts)?:[a-z0-9-]*:\d{12}:"
+    r"(?:outpost[/:][a-z0-9-]+[/:])?accesspoint[/:][a-z0-9][a-z0-9.-]{1,62}"
+)
+"""An ARN takes a bucket's place where requests go through an access point. No bucket has a ":" in
+its name, and no access point a "/": what follows the next "/" is the prefix.
+https://docs.aws.amazon.com/AmazonS3/latest/userguide/access-points-naming.html"""
+
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 """Never in a real bucket or path; a newline would tear log lines and /proc/mounts."""
 
@@ -88,7 +96,15 @@ def preload(source: Source) -> None:
 
 def _parse_s3(rest: str, config: Config) -> Source:
     bucket, _, prefix = rest.partition("/")
-    if "@" in bucket or ":" in bucket:
+    access_point = _ACCESS_POINT.match(rest)
+    if access_point and rest[access_point.end() :][:1] in ("", "/"):
+        bucket, prefix = access_point[0], rest[access_point.end() + 1 :]
+    elif rest.startswith("arn:"):
+        raise ConfigError(
+            "the s3 SOURCE is no ARN of an access point: type"
+            " s3://arn:aws:s3:region:account:accesspoint/name/prefix"
+        )
+    elif "@" in bucket or ":" in bucket:
         raise ConfigError(
             "an s3 SOURCE holds no credentials and no port: type s3://bucket/prefix, and leave keys"
             " to AWS_ACCESS_KEY_ID or a profile, the server to s3.endpoint_url"
@@ -97,7 +113,7 @@ def _parse_s3(rest: str, config: Config) -> Source:
         raise ConfigError("the s3 SOURCE names no bucket: type s3://bucket or s3://bucket/prefix")
     if _SURROGATE.search(prefix):
         raise ConfigError("the prefix of the s3 SOURCE is not UTF-8, and S3 keys are")
-    if not _BUCKET.fullmatch(bucket):
+    if not access_point and not _BUCKET.fullmatch(bucket):
         raise ConfigError(f"{bucket!r} is not a bucket name: letters, digits, '.', '-' and '_'")
     if prefix:
         prefix = prefix.removesuffix("/")

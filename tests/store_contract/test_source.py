@@ -20,6 +20,9 @@ SEGMENT = st.text(
     st.characters(blacklist_characters="/\x7f", blacklist_categories=["Cs", "Cc"]), min_size=1
 ).filter(lambda segment: segment not in (".", ".."))
 
+ARN = "arn:aws:s3:eu-west-1:123456789012:accesspoint/models"
+OUTPOST = "arn:aws:s3-outposts:us-west-2:123456789012:outpost/op-01ac5d28a6a232904/accesspoint/ap"
+
 
 @pytest.mark.parametrize(
     ("text", "bucket", "prefix", "normal"),
@@ -30,6 +33,15 @@ SEGMENT = st.text(
         ("s3://models/llama/70b/", "models", "llama/70b/", "s3://models/llama/70b/"),
         ("s3://my.bucket_1/a%2Fb c+d", "my.bucket_1", "a%2Fb c+d/", "s3://my.bucket_1/a%2Fb c+d/"),
         ("s3://models/user@host:x", "models", "user@host:x/", "s3://models/user@host:x/"),
+        (f"s3://{ARN}", ARN, "", f"s3://{ARN}/"),
+        (f"s3://{ARN}/a/b:c", ARN, "a/b:c/", f"s3://{ARN}/a/b:c/"),
+        (f"s3://{OUTPOST}/a/", OUTPOST, "a/", f"s3://{OUTPOST}/a/"),
+        (
+            "s3://my-ap-hrzrlukc5m36ft7okagglf3gmwluquse1b-s3alias/a",
+            "my-ap-hrzrlukc5m36ft7okagglf3gmwluquse1b-s3alias",
+            "a/",
+            "s3://my-ap-hrzrlukc5m36ft7okagglf3gmwluquse1b-s3alias/a/",
+        ),
         ("file:///srv/models", "/srv/models", "", "file:///srv/models"),
         ("file:///srv//models/./x/", "/srv/models/x", "", "file:///srv/models/x"),
         ("file:///", "/", "", "file:///"),
@@ -62,6 +74,10 @@ def test_good_sources(text: str, bucket: str, prefix: str, normal: str) -> None:
         ("s3://models/a\nb", "control"),
         ("s3://models/bad\udcff", "UTF-8"),
         ("s3://models:9000/x", "s3.endpoint_url"),
+        ("s3://arn:aws:s3:::models", "no ARN of an access point"),
+        ("s3://arn:aws:s3:eu-west-1:123456789012:accesspoint/", "no ARN of an access point"),
+        ("s3://arn:aws:s3:eu-west-1:123456789012:accesspoint/ap:9000/x", "no ARN"),
+        (f"s3://{ARN}/a//b", "segment"),
         ("file://srv/models", "absolute"),
         ("file://", "absolute"),
         ("file:///srv/../etc", "'..'"),
@@ -172,11 +188,11 @@ def test_preload_is_all_there_is_to_load() -> None:
         "sys.addaudithook(hook)\n"
         "def models(): return sum('/data/' in path and '.json' in path for path in opened)\n"
         "from fusefs.config import S3Config\n"
-        "from fusefs.store.s3 import _make_client\n"
+        "from fusefs.store.s3_client import make_client\n"
         "from fusefs.store.source import parse_source, preload\n"
         "preload(parse_source('s3://x'))\n"
         "before = models()\n"
-        "_make_client(S3Config(endpoint_url='http://127.0.0.1:9'), 1, 1, 1)\n"
+        "make_client(S3Config(endpoint_url='http://127.0.0.1:9'), 1, 1, 1)\n"
         "print(before > 3, models() - before)\n"
     )
     assert printed.strip() == "True 0"
