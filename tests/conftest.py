@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.harness.moto import Moto, open_moto
 from tests.harness.weed import Weed, open_weed
 
 # Two busy cores make any example slow now and then: the bound on a test is pytest-timeout's.
@@ -99,6 +100,21 @@ def weed_environment(weed: Weed, monkeypatch: pytest.MonkeyPatch) -> Weed:
     for name, value in weed.environment.items():
         monkeypatch.setenv(name, value)
     return weed
+
+
+@pytest.fixture(scope="session")
+def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Moto]:
+    """One server with Amazon's versions, roles and policies for the whole session."""
+    with open_moto(tmp_path_factory.mktemp("moto")) as server:
+        yield server
+
+
+@pytest.fixture
+def moto_environment(moto: Moto, monkeypatch: pytest.MonkeyPatch) -> Moto:
+    """`moto`, with this process's environment set so that an SDK finds it (and nothing else)."""
+    for name, value in moto.environment.items():
+        monkeypatch.setenv(name, value)
+    return moto
 
 
 @pytest.fixture(scope="session")

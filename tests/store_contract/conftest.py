@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.harness.moto import Moto
 from tests.harness.weed import Weed
 from tests.store_contract.subjects import PosixSubject, S3Subject, SimulatedSubject, Subject
 from tests.store_contract.wire import WireServer, open_wire
 
 
-@pytest.fixture(params=["s3", "posix", "simulated"])
+@pytest.fixture(params=["s3", "s3-versions", "posix", "simulated"])
 def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
     """One store under test. Only the one that needs a server starts it."""
     if request.param == "s3":
@@ -20,6 +22,11 @@ def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
         s3 = S3Subject(server, request.getfixturevalue("bucket"))
         yield s3
         s3.close()
+    elif request.param == "s3-versions":
+        moto: Moto = request.getfixturevalue("moto_environment")
+        versions = S3Subject(moto, request.getfixturevalue("versioned_bucket"))
+        yield versions
+        versions.close()
     elif request.param == "posix":
         tmp_path: Path = request.getfixturevalue("tmp_path")
         directory = tmp_path / "source"
@@ -27,6 +34,17 @@ def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
         yield PosixSubject(directory)
     else:
         yield SimulatedSubject()
+
+
+@pytest.fixture
+def versioned_bucket(moto: Moto) -> str:
+    """An empty bucket on `moto` that keeps every version."""
+    name = f"bucket-{uuid.uuid4().hex}"
+    client = moto.client()
+    client.create_bucket(Bucket=name)
+    client.put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"})
+    client.close()
+    return name
 
 
 @pytest.fixture
