@@ -23,6 +23,7 @@ from fusefs.errors import (
 )
 from fusefs.objects import Extent
 from fusefs.store.s3 import S3Store
+from fusefs.store.s3_write import PART_BYTES, S3Writer
 from tests.harness.moto import Moto, allow
 from tests.store_contract.wire import (
     DATA,
@@ -363,3 +364,50 @@ def test_an_old_version_is_not_served(
     memory = bytearray(4)
     store.read_into(store.head("object").id, Extent(0, 4), memoryview(memory))
     assert memory == b"new!"
+
+
+def documented_policies(bucket: str, repository: Path) -> list[dict[str, Any]]:
+    """The policies of docs/stores/s3.md, for `bucket`: what a mount needs, and what a push does."""
+    text = (repository / "docs/stores/s3.md").read_text("utf-8").replace("my-models", bucket)
+    return [json.loads(block) for block in re.findall(r"```json\n(.*?)```", text, re.DOTALL)]
+
+
+def test_the_documented_policies(
+    moto_environment: Moto,
+    versioned_bucket: str,
+    repository: Path,
+    stores: list[S3Store],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Who has the documented policies may read, or push as well, below the prefix and no more."""
+    size = PART_BYTES + 1
+    for may_push, policy in zip(
+        (False, True), documented_policies(versioned_bucket, repository), strict=True
+    ):
+        user = moto_environment.make_user(f"{versioned_bucket}-{may_push}", policy)
+        for name, value in user.items():
+            monkeypatch.setenv(name, value)
+        owner: Any = moto_environment.client()
+        for key in ("llama/object", "other/object"):
+            owner.put_object(Bucket=versioned_bucket, Key=key, Body=b"data")
+        owner.close()
+        store = S3Store(versioned_bucket, S3Config(), 1)
+        stores.append(store)
+        store.check("llama/")
+        meta = store.list_page("llama/", None).objects[0]
+        store.read_into(meta.id, Extent(0, 4), memoryview(bytearray(4)))
+        with pytest.raises(AccessDenied):
+            store.head("other/object")
+        writer = S3Writer(versioned_bucket, S3Config(), 1)
+        if may_push:
+            upload = writer.begin("llama/large", size)
+            data = memoryview(bytes(size))
+            for index, start in enumerate(range(0, size, upload.part_bytes)):
+                upload.put_part(index, data[start : start + upload.part_bytes])
+            assert upload.commit().size == size
+            assert writer.discard("llama/") == 0
+            writer.delete("llama/large")
+        for key in ("other/object",) if may_push else ("llama/object", "other/object"):
+            with pytest.raises(AccessDenied):
+                writer.put(key, b"x")
+        writer.close()
