@@ -200,7 +200,9 @@ def _call(client: Any, operation: str, arguments: Mapping[str, Any]) -> dict[str
     try:
         answer: dict[str, Any] = getattr(client, operation)(**arguments)
     except RuntimeError as error:
-        # All that botocore says when renewed credentials have expired, too.
+        # All that botocore says when renewed credentials have expired, too; not its children.
+        if type(error) is not RuntimeError:
+            raise
         raise CredentialRetrievalError(provider="renewal", error_msg="expired") from error
     return answer
 

@@ -169,6 +169,34 @@ def test_a_process_that_gives_expired_credentials(
     assert endpoint.requests == []
 
 
+def test_a_pod_identity(
+    endpoint: WireServer, stores: list[S3Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The agent of EKS on the node gives credentials for the pod's token, and is asked again."""
+    token = tmp_path / "token"
+    monkeypatch.setenv(
+        "AWS_CONTAINER_CREDENTIALS_FULL_URI", f"http://127.0.0.1:{endpoint.port}/v1/credentials"
+    )
+    monkeypatch.setenv("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", str(token))
+    store = S3Store("bucket", S3Config(), 1)
+    stores.append(store)
+    for number, expires in ((1, timedelta(minutes=5)), (2, timedelta(hours=6))):
+        given = {"AccessKeyId": f"ASIA{number}", "SecretAccessKey": "hunter2", "Token": "hunter2"}
+        given["Expiration"] = (datetime.now(UTC) + expires).strftime("%Y-%m-%dT%H:%M:%SZ")
+        body = json.dumps(given).encode()
+        endpoint.answers.append(answer("200 OK", {"Content-Length": str(len(body))}, body))
+        if number == 1:
+            continue
+        endpoint.answers.append(empty_listing())
+    token.write_text("pod-token")
+    store.check("")
+    agent, again, listing = endpoint.requests
+    assert agent.startswith("GET /v1/credentials ")
+    assert "Authorization: pod-token" in agent
+    assert again.startswith("GET /v1/credentials ")
+    assert "Credential=ASIA2/" in listing
+
+
 def web_identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, role: str) -> None:
     """The environment that Kubernetes gives a pod with a role for its service account."""
     token = tmp_path / "token"
@@ -284,6 +312,16 @@ def test_access_points(
     with pytest.raises(StoreUnavailable):
         store.check("")
     assert server.requests[0].startswith(f"CONNECT {host}")
+
+
+def test_access_points_of_several_regions(stores: list[S3Store], server: WireServer) -> None:
+    """What needs a part of the SDK that is not there names the package."""
+    arn = "arn:aws:s3::123456789012:accesspoint/mfzwi23gnjvgw.mrap"
+    store = S3Store(arn, S3Config(region="eu-west-1"), 1)
+    stores.append(store)
+    with pytest.raises(ConfigError, match=r"pip install 'botocore\[crt\]'"):
+        store.check("")
+    assert server.requests == []
 
 
 REGIONS: dict[str, tuple[str, str]] = {

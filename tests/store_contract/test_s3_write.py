@@ -25,6 +25,7 @@ from fusefs.store.s3_write import PARTS_MAX, S3Writer, _base64
 from tests.harness.moto import Moto, allow
 from tests.harness.weed import Weed
 from tests.store_contract.test_contract import MIB, noise
+from tests.store_contract.wire import Answer, WireServer, answer
 
 PART = 5 * MIB
 """The smallest that S3 takes."""
@@ -199,14 +200,60 @@ def test_larger_objects_have_larger_parts(place: Place) -> None:
     assert place.writer.discard("huge") == 1
 
 
-def test_many_unfinished_uploads(place: Place) -> None:
-    """More unfinished uploads than a page of the list holds are all found."""
-    for number in range(3):
-        place.writer.begin(f"many/{number}", SIZE)
-    found = place.writer._bucket.call("x", "list_multipart_uploads", Prefix="many/", MaxUploads=2)
-    assert len(found["Uploads"]) <= 3
-    assert place.writer.discard("many/") == 3
-    assert place.writer.discard("many/") == 0
+def page_of(name: str, *parts: str) -> Answer:
+    """An XML answer."""
+    body = f"<{name}>{''.join(parts)}</{name}>".encode()
+    return answer("200 OK", {"Content-Length": str(len(body))}, body)
+
+
+def upload_of(key: str, upload_id: str) -> str:
+    """An entry of a list of uploads."""
+    return f"<Upload><Key>{key}</Key><UploadId>{upload_id}</UploadId></Upload>"
+
+
+def part_of(number: int, data: bytes) -> str:
+    """An entry of a list of parts."""
+    etag = hashlib.md5(data).hexdigest()
+    return f'<Part><PartNumber>{number}</PartNumber><ETag>"{etag}"</ETag></Part>'
+
+
+UPLOADS, PARTS = "ListMultipartUploadsResult", "ListPartsResult"
+MORE = "<IsTruncated>true</IsTruncated>"
+
+
+def test_lists_of_several_pages(server: WireServer) -> None:
+    """Uploads and parts are looked for on every page, and the fullest upload is gone on with."""
+    server.answers += [
+        page_of(
+            UPLOADS, upload_of("shard.old", "x"), upload_of("shard", "a"), MORE,
+            "<NextKeyMarker>shard</NextKeyMarker><NextUploadIdMarker>a</NextUploadIdMarker>",
+        ),
+        page_of(PARTS, part_of(1, b"0")),
+        page_of(UPLOADS, upload_of("shard", "b")),
+        page_of(PARTS, part_of(1, b"1"), MORE, "<NextPartNumberMarker>1</NextPartNumberMarker>"),
+        page_of(PARTS, part_of(2, b"2")),
+    ]  # fmt: skip
+    writer = S3Writer("bucket", S3Config(endpoint_url=f"http://127.0.0.1:{server.port}"), 1, 1)
+    upload = writer.begin("shard", 2)
+    assert upload.put_part(0, memoryview(b"1")) is False
+    assert upload.put_part(1, memoryview(b"2")) is False
+    asked = [head.split()[1] for head in server.requests]
+    assert "key-marker=shard" in asked[2]
+    assert "upload-id-marker=a" in asked[2]
+    assert "part-number-marker=1" in asked[4]
+    writer.close()
+
+
+@pytest.mark.parametrize("place", [UPLOADS, PARTS])
+def test_lists_without_an_end(place: str, server: WireServer) -> None:
+    """A list that says it goes on, and not where, is an error and not a loop."""
+    if place == PARTS:
+        server.answers.append(page_of(UPLOADS, upload_of("shard", "a")))
+    server.answers.append(page_of(place, MORE))
+    writer = S3Writer("bucket", S3Config(endpoint_url=f"http://127.0.0.1:{server.port}"), 1, 1)
+    with pytest.raises(StoreUnavailable, match="names no next page"):
+        writer.begin("shard", 2)
+    writer.close()
 
 
 def test_the_server_checks_what_arrives(weed_environment: Weed, bucket: str) -> None:

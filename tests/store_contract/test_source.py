@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fusefs.config import Config
-from fusefs.errors import ConfigError
+from fusefs.errors import ConfigError, Unsupported
 from fusefs.store.base import Source
 from fusefs.store.posix import PosixStore
 from fusefs.store.s3 import S3Store
-from fusefs.store.source import open_store, parse_source
+from fusefs.store.s3_write import S3Writer
+from fusefs.store.source import open_store, open_writer, parse_source
 
 SEGMENT = st.text(
     st.characters(blacklist_characters="/\x7f", blacklist_categories=["Cs", "Cc"]), min_size=1
@@ -130,6 +131,13 @@ def test_each_scheme_has_its_store() -> None:
     """`open_store` makes the adapter of the scheme, and opens nothing."""
     assert isinstance(open_store(parse_source("s3://b"), Config()), S3Store)
     assert isinstance(open_store(parse_source("file:///nowhere"), Config()), PosixStore)
+
+
+def test_who_writes() -> None:
+    """`open_writer` makes the writer of the scheme; directories are not written to."""
+    assert isinstance(open_writer(parse_source("s3://b"), Config()), S3Writer)
+    with pytest.raises(Unsupported, match="copy the files"):
+        open_writer(parse_source("file:///nowhere"), Config())
 
 
 def run_python(code: str) -> str:
