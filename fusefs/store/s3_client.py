@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -87,15 +87,16 @@ class S3Client:
     def call(self, operation: str, **arguments: Any) -> dict[str, Any]:
         """One request. Raises anything of `s3_errors.SDK_ERRORS`, or `FusefsError`."""
         client = self._connected()
-        try:
-            return _call(client, operation, arguments)
-        except ClientError as error:
-            if code_of(error) not in _RENEWABLE:
-                raise
-            other = self._renew(client)
-            if other is None:
-                raise
-        return _call(other, operation, arguments)
+        with _renewals_told():
+            try:
+                return _call(client, operation, arguments)
+            except ClientError as error:
+                if code_of(error) not in _RENEWABLE:
+                    raise
+                other = self._renew(client)
+                if other is None:
+                    raise
+            return _call(other, operation, arguments)
 
     def close(self) -> None:
         """Let go of connections. Idempotent."""
@@ -197,14 +198,19 @@ def object_meta(key: str, etag: str, size: int, modified: datetime) -> ObjectMet
 
 
 def _call(client: Any, operation: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    answer: dict[str, Any] = getattr(client, operation)(**arguments)
+    return answer
+
+
+@contextmanager
+def _renewals_told() -> Iterator[None]:
+    """Give a name to what botocore says when renewed credentials have expired, too."""
     try:
-        answer: dict[str, Any] = getattr(client, operation)(**arguments)
+        yield
     except RuntimeError as error:
-        # All that botocore says when renewed credentials have expired, too; not its children.
         if type(error) is not RuntimeError:
             raise
         raise CredentialRetrievalError(provider="renewal", error_msg="expired") from error
-    return answer
 
 
 def _values(credentials: Any) -> object:
