@@ -13,6 +13,7 @@ import pytest
 from hypothesis import settings
 
 from tests.harness.fake_gcs import FakeGcs, open_fake_gcs
+from tests.harness.moto import Moto, open_moto
 from tests.harness.weed import Weed, open_weed
 
 # Two busy cores make any example slow now and then: the bound on a test is pytest-timeout's.
@@ -110,6 +111,13 @@ def fake_gcs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeGcs]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Moto]:
+    """One server with Amazon's versions, roles and policies for the whole session."""
+    with open_moto(tmp_path_factory.mktemp("moto")) as server:
+        yield server
+
+
 @pytest.fixture
 def gcs_bucket(fake_gcs: FakeGcs, monkeypatch: pytest.MonkeyPatch) -> str:
     """An empty bucket on `fake_gcs` for this test alone, where the environment points the SDK."""
@@ -118,6 +126,14 @@ def gcs_bucket(fake_gcs: FakeGcs, monkeypatch: pytest.MonkeyPatch) -> str:
     bucket = f"bucket-{uuid.uuid4().hex}"
     fake_gcs.make_bucket(bucket)
     return bucket
+
+
+@pytest.fixture
+def moto_environment(moto: Moto, monkeypatch: pytest.MonkeyPatch) -> Moto:
+    """`moto`, with this process's environment set so that an SDK finds it (and nothing else)."""
+    for name, value in moto.environment.items():
+        monkeypatch.setenv(name, value)
+    return moto
 
 
 @pytest.fixture(scope="session")

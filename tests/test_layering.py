@@ -38,8 +38,8 @@ def adapter(*modules: str) -> frozenset[str]:
 
 
 SDKS: dict[str, frozenset[str]] = {
-    "boto3": adapter("s3", "s3_errors", "s3_write"),
-    "botocore": adapter("s3", "s3_errors", "s3_write"),
+    "boto3": adapter("s3", "s3_client", "s3_errors", "s3_write"),
+    "botocore": adapter("s3", "s3_client", "s3_errors", "s3_write"),
     "s3transfer": frozenset(),
     "google": adapter("gcs", "gcs_client", "gcs_errors", "gcs_write"),
     "azure": adapter("azure", "azure_errors", "azure_write"),

@@ -1,4 +1,4 @@
-"""A directory as a bucket: `file:///dir`, for parallel file systems (Lustre, NFS, EFS) and tests.
+"""A directory as a bucket: `file:///dir`, for file systems that want to be read in parallel.
 
 Files are found beneath the directory and nowhere else: the kernel itself refuses a path that leaves
 it (openat2 with RESOLVE_BENEATH), so that neither a symlink nor a rename in flight leads outside. A
@@ -6,7 +6,8 @@ version is (mtime, size, inode), compared on the open file before and after ever
 two versions never mix unless a writer keeps all three.
 
 Nothing is cached here, not even open files: a fresh open for each range is what makes NFS look for
-a newer version (close-to-open), and makes a replaced file noticed everywhere.
+a newer version (close-to-open), and makes a replaced file noticed everywhere. How the bytes come
+without a second copy in the page cache is `fusefs.store.direct_read`'s.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from fusefs.errors import (
     Unsupported,
 )
 from fusefs.objects import Extent, ListPage, ObjectId, ObjectMeta
-from fusefs.store.base import Source, Store
+from fusefs.store.base import Source, Store, Writer
+from fusefs.store.direct_read import PIECE_BYTES, PieceReader
 
 _SYS_OPENAT2 = 437
 """The same on every architecture: system calls added since Linux 5.1 share their numbers."""
@@ -41,9 +43,6 @@ _RESOLVE_BENEATH = 0x08
 _OPENAT2_TRIES = 16
 """openat2 answers EAGAIN when a rename somewhere in the system made its answer unsure. runc tries
 128 times; a race of microseconds is not lost this often unless something is badly wrong."""
-
-_PIECE_BYTES = 1 << 20
-"""One preadv, and one `landed`: the block of the arena, and the largest rsize of NFS."""
 
 _READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
 """O_NONBLOCK: a FIFO put where a file was must not hang a worker. It means nothing to files."""
@@ -186,6 +185,13 @@ def open_store(source: Source, config: Config) -> Store:
     return PosixStore(source.bucket)
 
 
+def open_writer(source: Source, config: Config) -> Writer:
+    """Refused: whoever has the directory has `cp`, and parallel file systems have their own."""
+    raise Unsupported(
+        "nothing is pushed to a file:// source: copy the files there, and rename them into place"
+    )
+
+
 def preload() -> None:
     """Importing this module was all there is to warm."""
 
@@ -226,10 +232,10 @@ def _fill(
     landed: Callable[[int], None] | None,
 ) -> None:
     _check_version(file_fd, id)
+    reader = PieceReader(file_fd, extent)
     filled = 0
     while filled < extent.size:
-        piece = buffer[filled : filled + _PIECE_BYTES]
-        count = os.preadv(file_fd, [piece], extent.start + filled)
+        count = reader.read(buffer[filled : filled + PIECE_BYTES], extent.start + filled)
         # A writer may have been at work while we read: bytes are only final once this has passed.
         _check_version(file_fd, id)
         if count == 0:

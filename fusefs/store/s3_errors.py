@@ -10,6 +10,7 @@ from __future__ import annotations
 import http.client
 import re
 import ssl
+import time
 from collections.abc import Iterator, Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -47,7 +48,7 @@ _THROTTLED = frozenset(
 )
 
 _DENIED: dict[str, str] = {
-    "AccessDenied": "these credentials may not read it",
+    "AccessDenied": "the policy does not let these credentials do that",
     "AllAccessDisabled": "the owner has disabled all access",
     "ExpiredToken": "the session token has expired: renew the credentials",
     "InvalidAccessKeyId": "the store does not know this access key: check the credentials",
@@ -69,9 +70,22 @@ _RETRY_AFTER_MAX_S = 300.0
 """A larger Retry-After is a mistake or an attack; a deadline passes long before."""
 
 
+def shown(key: str) -> str:
+    """A key as messages quote it: on one line, and not its 1,024 bytes if it has them."""
+    text = repr(key)
+    return text if len(text) <= 200 else f"{text[:150]}…{text[-40:]}"
+
+
+def code_of(error: sdk.ClientError) -> str:
+    """The store's word for what went wrong; of a HEAD, which has no body, the status."""
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
 def translate(error: Exception, what: str) -> FusefsError:
     """The `FusefsError` for anything of `SDK_ERRORS`; `what` is the subject of its sentence."""
     if isinstance(error, sdk.ClientError):
+        if error.operation_name in _CREDENTIAL_OPERATIONS:
+            return _no_role(error, what)
         return _answered(error.response, what)
     if isinstance(error, UnicodeEncodeError):
         return ObjectNotFound(f"{what} does not exist: its name is not UTF-8")
@@ -83,7 +97,12 @@ def translate(error: Exception, what: str) -> FusefsError:
     if isinstance(error, sdk.MetadataRetrievalError):
         return StoreUnavailable(f"{what} must wait: the metadata service gives no credentials")
     if isinstance(error, _CREDENTIAL_ERRORS):
-        return AccessDenied(f"{what} cannot be asked for: {type(error).__name__} by the AWS SDK")
+        return AccessDenied(
+            f"{what} cannot be asked for: where the credentials come from is out of order"
+            f" ({type(error).__name__}): look at the role, the process or the login"
+        )
+    if isinstance(error, sdk.MissingDependencyException):
+        return ConfigError(f"{what} needs more of the AWS SDK: pip install 'botocore[crt]'")
     if isinstance(error, _SETTING_ERRORS):
         return ConfigError(f"{what} cannot be asked for: {type(error).__name__} by the AWS SDK")
     return _transport(error, what)
@@ -107,6 +126,11 @@ _CREDENTIAL_ERRORS = (
 )
 """The chain found a source of credentials, and it failed: a process, a login that ran out."""
 
+_CREDENTIAL_OPERATIONS = frozenset(
+    {"AssumeRole", "AssumeRoleWithWebIdentity", "AssumeRoleWithSAML", "GetRoleCredentials"}
+)
+"""What the SDK asks of STS and SSO on its way to credentials: their refusal is not the bucket's."""
+
 _SETTING_ERRORS = (
     sdk.ConfigParseError,
     sdk.ConfigNotFound,
@@ -114,6 +138,8 @@ _SETTING_ERRORS = (
     sdk.InvalidRegionError,
     sdk.InvalidS3AddressingStyleError,
     sdk.BaseEndpointResolverError,
+    sdk.UnsupportedS3ArnError,
+    sdk.UnsupportedS3AccesspointConfigurationError,
     sdk.EndpointProviderError,
     sdk.ParamValidationError,
 )
@@ -128,12 +154,16 @@ def _answered(response: Mapping[str, Any], what: str) -> FusefsError:
     # A HEAD has no body, and botocore gives its status as the code. A code is a word; what is not
     # came from something that is no S3.
     code = str(details.get("Code", ""))
-    said = f"status {status}" + (f", {code}" if re.fullmatch(r"[A-Za-z]\w{0,63}", code) else "")
+    said = _said(status, code)
     region = headers.get("x-amz-bucket-region") or details.get("Region")
     if code in _THROTTLED or status in (429, 503):
         return StoreThrottled(f"{what} must wait: the store is busy ({said})", _wait_s(headers))
     if code in _DENIED:
         return AccessDenied(f"{what} is refused: {_DENIED[code]} ({said})")
+    if code in _OVERTAKEN:
+        return ObjectChanged(f"{what} failed: {_OVERTAKEN[code]} ({said})")
+    if code == "BadDigest":
+        return StoreUnavailable(f"{what} failed: the data were damaged on the way ({said})")
     if code == "NoSuchBucket":
         return ObjectNotFound(f"{what} does not exist: there is no such bucket")
     if code == "InvalidObjectState":
@@ -145,17 +175,53 @@ def _answered(response: Mapping[str, Any], what: str) -> FusefsError:
         return ObjectNotFound(f"{what} does not exist")
     if status in (412, 416):
         return ObjectChanged(f"{what} was overwritten")
+    if status in (401, 403) and _skew_s(headers) > _SKEW_MAX_S:
+        return AccessDenied(f"{what} is refused: {_DENIED['RequestTimeTooSkewed']} ({said})")
     if status in (401, 403):
         return AccessDenied(f"{what} is refused: check credentials and policy ({said})")
     if status == 408 or code == "RequestTimeout":
         return StoreTimeout(f"{what} did not come in time ({said})")
     if status == 409 or status >= 500:
         return StoreUnavailable(f"{what} is not available now ({said})")
+    if status == 400 and not code.isalpha():
+        # A HEAD: the SDK has looked for another region itself by now.
+        return AccessDenied(f"{what} is refused: the credentials have expired, most often ({said})")
     return FusefsError(f"{what} cannot be had: the store does not take the request ({said})")
 
 
+def _no_role(error: sdk.ClientError, what: str) -> FusefsError:
+    """The service that gives credentials answered, with an error."""
+    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    said = f"{error.operation_name}: {_said(status, code_of(error))}"
+    if status in (429, 503) or status >= 500:
+        return StoreUnavailable(f"{what} must wait: no credentials are to be had now ({said})")
+    return AccessDenied(
+        f"{what} cannot be asked for: no credentials are given for the role: check AWS_ROLE_ARN,"
+        f" its trust policy and the token's age ({said})"
+    )
+
+
+def _said(status: int, code: str) -> str:
+    return f"status {status}" + (f", {code}" if re.fullmatch(r"[A-Za-z]\w{0,63}", code) else "")
+
+
+_OVERTAKEN: dict[str, str] = {
+    "NoSuchUpload": "somebody else ended this upload: push again",
+    "InvalidPart": "somebody else wrote to this upload: push again",
+    "InvalidPartOrder": "somebody else wrote to this upload: push again",
+}
+"""What two uploads of one key do to each other."""
+
+_SKEW_MAX_S = 900.0
+"""Amazon refuses signatures that are 15 minutes off; to a HEAD it does not say why."""
+
 _WRONG_REGION = frozenset(
-    {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
+    {
+        "PermanentRedirect",
+        "TemporaryRedirect",
+        "AuthorizationHeaderMalformed",
+        "IllegalLocationConstraintException",
+    }
 )
 
 
@@ -216,6 +282,14 @@ def _wait_s(headers: Mapping[str, str]) -> float | None:
     except (KeyError, TypeError, ValueError):
         return None
     return min(max(wait.total_seconds(), 0.0), _RETRY_AFTER_MAX_S)
+
+
+def _skew_s(headers: Mapping[str, str]) -> float:
+    """How far the clocks of the store and of this machine are apart, in seconds, if it says."""
+    try:
+        return abs(parsedate_to_datetime(headers["date"]).timestamp() - time.time())
+    except (KeyError, TypeError, ValueError):
+        return 0.0
 
 
 def _is_word(text: object) -> bool:

@@ -22,6 +22,14 @@ _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 """What botocore takes for a bucket name, minus a leading dot or dash: S3-compatible servers allow
 more than Amazon does (upper case, underscores, fewer than 3 or more than 63 characters)."""
 
+_ACCESS_POINT = re.compile(
+    r"arn:aws[a-z-]*:s3(?:-outposts)?:[a-z0-9-]*:\d{12}:"
+    r"(?:outpost[/:][a-z0-9-]+[/:])?accesspoint[/:][a-z0-9][a-z0-9.-]{1,62}"
+)
+"""An ARN takes a bucket's place where requests go through an access point. No bucket has a ":" in
+its name, and no access point a "/": what follows the next "/" is the prefix.
+https://docs.aws.amazon.com/AmazonS3/latest/userguide/access-points-naming.html"""
+
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 """Never in a real bucket or path; a newline would tear log lines and /proc/mounts."""
 
@@ -87,6 +95,14 @@ def preload(source: Source) -> None:
 
 
 def _parse_s3(rest: str, config: Config) -> Source:
+    access_point = _ACCESS_POINT.match(rest)
+    if access_point and rest[access_point.end() :][:1] in ("", "/"):
+        return _with_prefix("s3", access_point[0], rest[access_point.end() + 1 :])
+    if rest.startswith("arn:"):
+        raise ConfigError(
+            "the s3 SOURCE is no ARN of an access point: type"
+            " s3://arn:aws:s3:region:account:accesspoint/name/prefix"
+        )
     return _bucket_source("s3", rest, "AWS_ACCESS_KEY_ID or a profile", "s3.endpoint_url")
 
 
@@ -107,10 +123,15 @@ def _bucket_source(scheme: str, rest: str, keys: str, server: str) -> Source:
             f"the {scheme} SOURCE names no bucket: type {scheme}://bucket or"
             f" {scheme}://bucket/prefix"
         )
-    if _SURROGATE.search(prefix):
-        raise ConfigError(f"the prefix of the {scheme} SOURCE is not UTF-8, and keys are")
     if not _BUCKET.fullmatch(bucket):
         raise ConfigError(f"{bucket!r} is not a bucket name: letters, digits, '.', '-' and '_'")
+    return _with_prefix(scheme, bucket, prefix)
+
+
+def _with_prefix(scheme: str, bucket: str, prefix: str) -> Source:
+    """The SOURCE of a bucket that is known to be one."""
+    if _SURROGATE.search(prefix):
+        raise ConfigError(f"the prefix of the {scheme} SOURCE is not UTF-8, and keys are")
     if prefix:
         prefix = prefix.removesuffix("/")
         if any(segment in ("", ".", "..") for segment in prefix.split("/")):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,13 +12,14 @@ from fusefs.config import GcsConfig
 from fusefs.store.gcs import GcsStore
 from tests.harness.fake_gcs import FakeGcs
 from tests.harness.google_manners import GoogleManners, open_google_manners
+from tests.harness.moto import Moto
 from tests.harness.weed import Weed
 from tests.store_contract.gcs_subject import GcsSubject
 from tests.store_contract.subjects import PosixSubject, S3Subject, SimulatedSubject, Subject
 from tests.store_contract.wire import WireServer, open_wire
 
 
-@pytest.fixture(params=["s3", "gcs", "posix", "simulated"])
+@pytest.fixture(params=["s3", "s3-versions", "gcs", "posix", "simulated"])
 def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
     """One store under test. Only the one that needs a server starts it."""
     if request.param == "s3":
@@ -27,6 +29,11 @@ def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
         s3.close()
     elif request.param == "gcs":
         yield request.getfixturevalue("gcs")
+    elif request.param == "s3-versions":
+        moto: Moto = request.getfixturevalue("moto_environment")
+        versions = S3Subject(moto, request.getfixturevalue("versioned_bucket"))
+        yield versions
+        versions.close()
     elif request.param == "posix":
         tmp_path: Path = request.getfixturevalue("tmp_path")
         directory = tmp_path / "source"
@@ -71,6 +78,17 @@ def google_store(google_wire: WireServer) -> Iterator[GcsStore]:
     )
     yield made
     made.close()
+
+
+@pytest.fixture
+def versioned_bucket(moto: Moto) -> str:
+    """An empty bucket on `moto` that keeps every version."""
+    name = f"bucket-{uuid.uuid4().hex}"
+    client = moto.client()
+    client.create_bucket(Bucket=name)
+    client.put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"})
+    client.close()
+    return name
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from fusefs.config import S3Config
 from fusefs.store.base import Store
 from fusefs.store.posix import PosixStore
 from fusefs.store.s3 import S3Store
+from tests.harness.moto import Moto
 from tests.harness.simulated import SimulatedStore
 from tests.harness.weed import Weed
 
@@ -120,10 +121,10 @@ class S3Subject:
 
     pages = True
 
-    def __init__(self, weed: Weed, bucket: str) -> None:
+    def __init__(self, server: Weed | Moto, bucket: str) -> None:
         self.store: Store = S3Store(bucket, S3Config(), CONNECTIONS)
         self._bucket = bucket
-        self._client: Any = weed.client()
+        self._client: Any = server.client()
 
     def put(self, key: str, data: bytes) -> None:
         """See `Subject`."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
+import random
 import socket
 from pathlib import Path
 
@@ -215,3 +217,31 @@ def test_errors_are_translated(code: int, expected: type[FusefsError]) -> None:
         raise OSError(code, os.strerror(code))
     assert type(raised.value) is expected
     assert "the file 'x'" in str(raised.value)
+
+
+def test_a_file_that_is_in_no_cache(source: Path) -> None:
+    """Extents of any size and place are exact when they come from the disk, tail and all."""
+    data = random.Random(5).randbytes(5 * MIB + 4097)
+    path = source / "large"
+    path.write_bytes(data)
+    store = PosixStore(str(source))
+    id = store.head("large").id
+    extents = [
+        Extent(0, len(data)),
+        Extent(4 * MIB, len(data)),
+        Extent(len(data) - 70_000, len(data)),
+    ]
+    dice = random.Random(6)
+    for _ in range(30):
+        start = dice.choice([dice.randrange(4 * MIB), dice.randrange(1024) * 4096])
+        extents.append(Extent(start, start + dice.choice([100, 65536, 65537, MIB, MIB + 4096])))
+    for extent in extents:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        with mmap.mmap(-1, 6 * MIB) as memory, memoryview(memory) as view:
+            store.read_into(id, extent, view[: extent.size])
+            assert view[: extent.size] == data[extent.start : extent.stop], extent
+            assert view[extent.size] == 0, extent
+    with pytest.raises(ObjectChanged):
+        store.read_into(id, Extent(0, len(data) + 1), memoryview(bytearray(len(data) + 1)))

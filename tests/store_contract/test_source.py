@@ -10,16 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fusefs.config import Config
-from fusefs.errors import ConfigError
+from fusefs.errors import ConfigError, Unsupported
 from fusefs.store.base import Source
 from fusefs.store.gcs import GcsStore
 from fusefs.store.posix import PosixStore
 from fusefs.store.s3 import S3Store
-from fusefs.store.source import open_store, parse_source
+from fusefs.store.s3_write import S3Writer
+from fusefs.store.source import open_store, open_writer, parse_source
 
 SEGMENT = st.text(
     st.characters(blacklist_characters="/\x7f", blacklist_categories=["Cs", "Cc"]), min_size=1
 ).filter(lambda segment: segment not in (".", ".."))
+
+ARN = "arn:aws:s3:eu-west-1:123456789012:accesspoint/models"
+OUTPOST = "arn:aws:s3-outposts:us-west-2:123456789012:outpost/op-01ac5d28a6a232904/accesspoint/ap"
 
 
 @pytest.mark.parametrize(
@@ -33,6 +37,15 @@ SEGMENT = st.text(
         ("s3://models/user@host:x", "models", "user@host:x/", "s3://models/user@host:x/"),
         ("gs://models", "models", "", "gs://models/"),
         ("gs://my.bucket_1/a%2Fb c+d", "my.bucket_1", "a%2Fb c+d/", "gs://my.bucket_1/a%2Fb c+d/"),
+        (f"s3://{ARN}", ARN, "", f"s3://{ARN}/"),
+        (f"s3://{ARN}/a/b:c", ARN, "a/b:c/", f"s3://{ARN}/a/b:c/"),
+        (f"s3://{OUTPOST}/a/", OUTPOST, "a/", f"s3://{OUTPOST}/a/"),
+        (
+            "s3://my-ap-hrzrlukc5m36ft7okagglf3gmwluquse1b-s3alias/a",
+            "my-ap-hrzrlukc5m36ft7okagglf3gmwluquse1b-s3alias",
+            "a/",
+            "s3://my-ap-hrzrlukc5m36ft7okagglf3gmwluquse1b-s3alias/a/",
+        ),
         ("file:///srv/models", "/srv/models", "", "file:///srv/models"),
         ("file:///srv//models/./x/", "/srv/models/x", "", "file:///srv/models/x"),
         ("file:///", "/", "", "file:///"),
@@ -69,6 +82,10 @@ def test_good_sources(text: str, bucket: str, prefix: str, normal: str) -> None:
         ("gs://models/a/../b", "segment"),
         ("gs://models/bad\udcff", "UTF-8"),
         ("gs://models:4443/x", "gcs.endpoint_url"),
+        ("s3://arn:aws:s3:::models", "no ARN of an access point"),
+        ("s3://arn:aws:s3:eu-west-1:123456789012:accesspoint/", "no ARN of an access point"),
+        ("s3://arn:aws:s3:eu-west-1:123456789012:accesspoint/ap:9000/x", "no ARN"),
+        (f"s3://{ARN}/a//b", "segment"),
         ("file://srv/models", "absolute"),
         ("file://", "absolute"),
         ("file:///srv/../etc", "'..'"),
@@ -123,6 +140,13 @@ def test_each_scheme_has_its_store() -> None:
     assert isinstance(open_store(parse_source("s3://b"), Config()), S3Store)
     assert isinstance(open_store(parse_source("gs://b"), Config()), GcsStore)
     assert isinstance(open_store(parse_source("file:///nowhere"), Config()), PosixStore)
+
+
+def test_who_writes() -> None:
+    """`open_writer` makes the writer of the scheme; directories are not written to."""
+    assert isinstance(open_writer(parse_source("s3://b"), Config()), S3Writer)
+    with pytest.raises(Unsupported, match="copy the files"):
+        open_writer(parse_source("file:///nowhere"), Config())
 
 
 def run_python(code: str) -> str:
@@ -185,11 +209,11 @@ def test_preload_is_all_there_is_to_load() -> None:
         "sys.addaudithook(hook)\n"
         "def models(): return sum('/data/' in path and '.json' in path for path in opened)\n"
         "from fusefs.config import S3Config\n"
-        "from fusefs.store.s3 import _make_client\n"
+        "from fusefs.store.s3_client import make_client\n"
         "from fusefs.store.source import parse_source, preload\n"
         "preload(parse_source('s3://x'))\n"
         "before = models()\n"
-        "_make_client(S3Config(endpoint_url='http://127.0.0.1:9'), 1, 1, 1)\n"
+        "make_client(S3Config(endpoint_url='http://127.0.0.1:9'), 1, 1, 1)\n"
         "print(before > 3, models() - before)\n"
     )
     assert printed.strip() == "True 0"
