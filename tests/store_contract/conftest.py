@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fusefs.store.s3 import S3Store
 from tests.harness.moto import Moto
 from tests.harness.weed import Weed
 from tests.store_contract.subjects import PosixSubject, S3Subject, SimulatedSubject, Subject
@@ -61,3 +62,21 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WireServer]:
         monkeypatch.delenv(name, raising=False)
     with open_wire() as running:
         yield running
+
+
+@pytest.fixture
+def endpoint(server: WireServer, monkeypatch: pytest.MonkeyPatch) -> WireServer:
+    """The wire server as the one that the environment names, for S3 and for roles."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.port}")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name)
+    return server
+
+
+@pytest.fixture
+def stores() -> Iterator[list[S3Store]]:
+    """What a test opens, to be closed after it."""
+    opened: list[S3Store] = []
+    yield opened
+    for store in opened:
+        store.close()
