@@ -10,6 +10,7 @@ import pytest
 
 from fusefs.config import GcsConfig
 from fusefs.store.gcs import GcsStore
+from fusefs.store.s3 import S3Store
 from tests.harness.fake_gcs import FakeGcs
 from tests.harness.google_manners import GoogleManners, open_google_manners
 from tests.harness.moto import Moto
@@ -105,3 +106,21 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WireServer]:
         monkeypatch.delenv(name, raising=False)
     with open_wire() as running:
         yield running
+
+
+@pytest.fixture
+def endpoint(server: WireServer, monkeypatch: pytest.MonkeyPatch) -> WireServer:
+    """The wire server as the one that the environment names, for S3 and for roles."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.port}")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name)
+    return server
+
+
+@pytest.fixture
+def stores() -> Iterator[list[S3Store]]:
+    """What a test opens, to be closed after it."""
+    opened: list[S3Store] = []
+    yield opened
+    for store in opened:
+        store.close()

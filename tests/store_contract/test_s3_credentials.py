@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ import pytest
 from fusefs.config import S3Config
 from fusefs.errors import (
     AccessDenied,
-    ConfigError,
     FusefsError,
     ObjectChanged,
     ObjectNotFound,
@@ -33,34 +31,10 @@ from tests.store_contract.wire import (
     Answer,
     WireServer,
     answer,
+    empty_listing,
     error,
     good,
 )
-
-NO_OBJECTS = b"<ListBucketResult></ListBucketResult>"
-
-
-@pytest.fixture
-def endpoint(server: WireServer, monkeypatch: pytest.MonkeyPatch) -> WireServer:
-    """The wire server as the one that the environment names, for S3 and for roles."""
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.port}")
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
-        monkeypatch.delenv(name)
-    return server
-
-
-@pytest.fixture
-def stores() -> Iterator[list[S3Store]]:
-    """What a test opens, to be closed after it."""
-    opened: list[S3Store] = []
-    yield opened
-    for store in opened:
-        store.close()
-
-
-def empty_listing() -> Answer:
-    """A bucket without objects."""
-    return answer("200 OK", {"Content-Length": str(len(NO_OBJECTS))}, NO_OBJECTS)
 
 
 def keys_of(server: WireServer) -> list[str]:
@@ -257,109 +231,6 @@ def test_a_role_that_is_not_given(
         store.check("")
     assert type(raised.value) is expected
     assert "hunter2" not in str(raised.value)
-
-
-def test_anonymous(endpoint: WireServer, stores: list[S3Store]) -> None:
-    """Asked for, no credentials are looked for and nothing is signed."""
-    store = S3Store("bucket", S3Config(anonymous=True), 1)
-    stores.append(store)
-    endpoint.answers += [empty_listing(), error("403 Forbidden", "AccessDenied")]
-    store.check("")
-    with pytest.raises(AccessDenied):
-        store.check("")
-    assert all("authorization" not in head.lower() for head in endpoint.requests)
-
-
-def test_requester_pays(server: WireServer, stores: list[S3Store]) -> None:
-    """Every request says, signed, that its sender pays; without the setting none does."""
-    url = f"http://127.0.0.1:{server.port}"
-    for agrees in (True, False):
-        store = S3Store("bucket", S3Config(endpoint_url=url, requester_pays=agrees), 1)
-        stores.append(store)
-        server.answers += [empty_listing(), good()]
-        store.check("")
-        store.read_into(ID, EXTENT, memoryview(bytearray(SIZE)))
-    said = ["x-amz-request-payer: requester" in head for head in server.requests]
-    signed = ["x-amz-request-payer" in head.partition("SignedHeaders=")[2].partition(",")[0]
-              for head in server.requests]  # fmt: skip
-    assert said == signed == [True, True, False, False]
-
-
-@pytest.mark.parametrize(
-    ("bucket", "host"),
-    [
-        (
-            "arn:aws:s3:eu-west-3:123456789012:accesspoint/models",
-            "models-123456789012.s3-accesspoint.eu-west-3.amazonaws.com:443",
-        ),
-        ("models-abc-s3alias", "models-abc-s3alias.s3.eu-west-1.amazonaws.com:443"),
-    ],
-)
-def test_access_points(
-    bucket: str,
-    host: str,
-    server: WireServer,
-    stores: list[S3Store],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """An access point is asked at its own host, in the region that its ARN names."""
-    monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{server.port}")
-    monkeypatch.delenv("no_proxy", raising=False)
-    monkeypatch.delenv("NO_PROXY", raising=False)
-    server.answers.append(answer("403 Forbidden", {"Content-Length": "0"}, b"", "close"))
-    store = S3Store(bucket, S3Config(region="eu-west-1"), 1)
-    stores.append(store)
-    with pytest.raises(StoreUnavailable):
-        store.check("")
-    assert server.requests[0].startswith(f"CONNECT {host}")
-
-
-def test_access_points_of_several_regions(stores: list[S3Store], server: WireServer) -> None:
-    """What needs a part of the SDK that is not there names the package."""
-    arn = "arn:aws:s3::123456789012:accesspoint/mfzwi23gnjvgw.mrap"
-    store = S3Store(arn, S3Config(region="eu-west-1"), 1)
-    stores.append(store)
-    with pytest.raises(ConfigError, match=r"pip install 'botocore\[crt\]'"):
-        store.check("")
-    assert server.requests == []
-
-
-REGIONS: dict[str, tuple[str, str]] = {
-    "301": ("301 Moved Permanently", "PermanentRedirect"),
-    "400": ("400 Bad Request", "AuthorizationHeaderMalformed"),
-    "constraint": ("400 Bad Request", "IllegalLocationConstraintException"),
-}
-
-
-@pytest.mark.parametrize("name", REGIONS)
-def test_a_wrong_region(name: str, endpoint: WireServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each way of S3 to say that the region is wrong names the setting, and the region if told."""
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIA")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
-    status, code = REGIONS[name]
-    # The SDK looks once more by itself, with a HEAD of the bucket.
-    endpoint.answers += [error(status, code, x_amz_bucket_region="eu-west-3") for _ in range(3)]
-    store = S3Store("bucket", S3Config(), 1)
-    with pytest.raises(ConfigError, match=r"region 'eu-west-3': set s3\.region"):
-        store.check("")
-    store.close()
-
-
-def test_a_wrong_clock(server: WireServer, stores: list[S3Store]) -> None:
-    """A HEAD is refused without a reason; a clock that is far off is one."""
-    config = S3Config(endpoint_url=f"http://127.0.0.1:{server.port}")
-    store = S3Store("bucket", config, 1)
-    stores.append(store)
-    for date in (
-        "Wed, 21 Oct 2020 07:28:00 GMT",
-        datetime.now(UTC).strftime("%a, %d %b %Y %T GMT"),
-    ):
-        refused = {"Content-Length": "0", "Date": date}
-        server.answers.append(answer("403 Forbidden", dict(refused)))
-    with pytest.raises(AccessDenied, match="clock of this machine is wrong"):
-        store.head("object")
-    with pytest.raises(AccessDenied, match="check credentials and policy"):
-        store.head("object")
 
 
 def test_a_bucket_that_vanishes(

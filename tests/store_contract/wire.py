@@ -74,6 +74,12 @@ def good(body: bytes = DATA, ending: Ending = "keep", **changes: str | None) -> 
     return answer(status, headers, body, ending)
 
 
+def empty_listing() -> Answer:
+    """The right answer to a listing of a bucket without objects."""
+    body = b"<ListBucketResult></ListBucketResult>"
+    return answer("200 OK", {"Content-Length": str(len(body))}, body)
+
+
 class WireServer:
     """The running server. `requests` are the heads it has read, in order."""
 
