@@ -7,12 +7,19 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness.redis_server import RedisServer, open_redis, open_redis_cluster
 from tests.harness.weed import Weed
-from tests.store_contract.subjects import PosixSubject, S3Subject, SimulatedSubject, Subject
+from tests.store_contract.subjects import (
+    PosixSubject,
+    RedisSubject,
+    S3Subject,
+    SimulatedSubject,
+    Subject,
+)
 from tests.store_contract.wire import WireServer, open_wire
 
 
-@pytest.fixture(params=["s3", "posix", "simulated"])
+@pytest.fixture(params=["s3", "posix", "redis", "redis-cluster", "simulated"])
 def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
     """One store under test. Only the one that needs a server starts it."""
     if request.param == "s3":
@@ -25,8 +32,26 @@ def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
         directory = tmp_path / "source"
         directory.mkdir()
         yield PosixSubject(directory)
+    elif request.param.startswith("redis"):
+        redis = RedisSubject(request.getfixturevalue(request.param.replace("-", "_") + "_server"))
+        yield redis
+        redis.close()
     else:
         yield SimulatedSubject()
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """One Redis for the whole session; each test that uses it begins by emptying it."""
+    with open_redis(tmp_path_factory.mktemp("redis")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def redis_cluster_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A cluster of three, likewise."""
+    with open_redis_cluster(tmp_path_factory.mktemp("redis-cluster")) as running:
+        yield running
 
 
 @pytest.fixture
