@@ -26,7 +26,7 @@ from fusefs.store.redis_layout import (
     recipe_key,
     stage_of,
 )
-from fusefs.store.redis_link import Link
+from fusefs.store.redis_link import Link, Piece, ValueMissing
 
 _BATCH_KEYS = 1000
 """Keys per pipeline: a server answers them within a few milliseconds."""
@@ -45,12 +45,6 @@ _BEGIN = _OWNED + "redis.call('HSETNX', KEYS[2], ARGV[2], '')\nreturn 1"
 _DELETE = _OWNED + "redis.call('HSET', KEYS[2], ARGV[2], '-')\nreturn 1"
 
 _REGISTER = _OWNED + "redis.call('SADD', KEYS[2], ARGV[2])\nreturn 1"
-
-_PUT = """
-if redis.sha1hex(ARGV[1]) ~= ARGV[2] then return 0 end
-redis.call('SET', KEYS[1], ARGV[1])
-return 1
-"""
 
 _COMMIT = (
     _OWNED
@@ -209,10 +203,8 @@ class RedisWriter:
         self.run_owned(_REGISTER, parts, what, name)
         if self._link.run(what, lambda client: client.strlen(name)) == len(data):
             return False
-        # The server knows SHA-1 only; an error of transport is what it has to find.
-        checksum = hashlib.sha1(data, usedforsecurity=False).hexdigest()
-        if not self._link.run(what, lambda client: client.eval(_PUT, 1, name, data, checksum)):
-            raise StoreUnavailable(f"{what} arrived damaged; it is sent again")
+        self._link.run(what, lambda client: client.set(name, data))
+        self._check_chunk(name, data, what)
         try:
             self.run_owned(_REGISTER, parts, what, name)
         except ObjectChanged:
@@ -221,6 +213,22 @@ class RedisWriter:
                 self._link.run(what, lambda client: client.unlink(name))
             raise
         return True
+
+    def _check_chunk(self, name: str, data: memoryview, what: str) -> None:
+        """Raise unless the server gives back what it was given.
+
+        Redis checks nothing by itself. A checksum made by a script there costs 4.1 s of the
+        server's one thread per GB, reading back 0.3 s.
+        """
+        found = bytearray(len(data))
+        try:
+            pieces = [Piece(name, 0, len(data))]
+            self._link.read_into(pieces, memoryview(found), None, what)
+        except (ValueMissing, CorruptData) as error:
+            raise StoreUnavailable(f"{what} did not stay: is another push at work?") from error
+        if found != data:
+            self._link.run(what, lambda client: client.unlink(name))
+            raise StoreUnavailable(f"{what} arrived damaged and was removed: send it again")
 
     def put_recipe(self, path: str, stage: str, recipe: Recipe, what: str) -> Entry:
         """Name the recipe in the stage, once all its chunks are there."""
