@@ -75,7 +75,9 @@ class RedisStore:
                         prefixes.add(f"{prefix}{name}/")
                     else:
                         objects[key] = entry.meta(key)
-            elif model.prefix.startswith(prefix):
+            elif model.prefix.startswith(prefix) and not (
+                self._model and not self._entries(model, what)
+            ):
                 prefixes.add(prefix + model.prefix[len(prefix) :].partition("/")[0] + "/")
         return ListPage(tuple(objects.values()), tuple(sorted(prefixes)), None)
 

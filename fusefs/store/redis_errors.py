@@ -72,8 +72,6 @@ def translate(error: Exception, what: str) -> FusefsError:
             )
         if isinstance(cause, FileNotFoundError | PermissionError):
             return ConfigError(f"{what} cannot be had: redis.ca_file names no readable file")
-        if isinstance(cause, ssl.SSLError) and "WRONG_VERSION" in str(cause.reason):
-            return ConfigError(f"{what} cannot be had: there is no TLS here; type redis://")
     for cause in chain:
         for kind, result, text in _BY_CLASS:
             if isinstance(cause, kind):

@@ -23,7 +23,7 @@ from redis.exceptions import AskError, InvalidResponse, RedisError
 from redis.retry import Retry
 
 from fusefs.config import Config, RedisConfig
-from fusefs.errors import CorruptData
+from fusefs.errors import CorruptData, StoreTimeout
 from fusefs.policy.budget import CONNECTIONS_MAX
 from fusefs.store.base import Source
 from fusefs.store.redis_errors import SDK_ERRORS, translate
@@ -108,7 +108,11 @@ class Link:
         try:
             return action(self._connected())
         except SDK_ERRORS as error:
-            raise translate(error, what) from error
+            translated = translate(error, what)
+            if self.address.tls and self._client is None and isinstance(translated, StoreTimeout):
+                # Redis takes the greeting of TLS for the beginning of a command, and waits.
+                raise StoreTimeout(f"{translated}; if it has no TLS, type redis://") from error
+            raise translated from error
 
     def read_into(
         self,
