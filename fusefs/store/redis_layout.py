@@ -19,9 +19,9 @@ from fusefs.errors import CorruptData
 from fusefs.objects import ObjectId, ObjectMeta
 
 CHUNK_BYTES = (4 << 20) - 64
-"""A value has a header of 18 bytes, and a server's jemalloc has nothing between 4 and 5 MiB: with
-64 bytes less, 1 GB takes 1.002 GB of its memory, else 1.25. With 8 MiB the server takes 0.75 s of CPU per GB, with 4 MiB 0.3; with 1 MiB no less, and four
-times the keys (docs/stores/redis.md). Far below the 512 MiB of its proto-max-bulk-len."""
+"""A range of 8 MiB asks two or three nodes of a cluster at once; smaller chunks are more keys and
+read no faster, larger ones spread less. A value has a header of 18 bytes, and a server's jemalloc
+has nothing between 4 and 5 MiB: 64 bytes less, and 1 GB takes 1.002 GB of its memory, not 1.25."""
 
 MODELS = "fusefs:models"
 """A set: the names of all models that were published."""

@@ -9,6 +9,7 @@ import pytest
 
 from tests.harness.redis_server import RedisServer, open_redis, open_redis_cluster
 from tests.harness.weed import Weed
+from tests.store_contract.redis_place import Opened
 from tests.store_contract.subjects import (
     PosixSubject,
     RedisSubject,
@@ -52,6 +53,23 @@ def redis_cluster_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[R
     """A cluster of three, likewise."""
     with open_redis_cluster(tmp_path_factory.mktemp("redis-cluster")) as running:
         yield running
+
+
+@pytest.fixture(params=["redis", "redis_cluster"])
+def redis(request: pytest.FixtureRequest) -> RedisServer:
+    """An empty server, then an empty cluster."""
+    server: RedisServer = request.getfixturevalue(f"{request.param}_server")
+    with server.client() as client:
+        client.flushall()
+    return server
+
+
+@pytest.fixture
+def opened(redis: RedisServer) -> Iterator[Opened]:
+    """What opens stores and writers there."""
+    one = Opened(redis)
+    yield one
+    one.close()
 
 
 @pytest.fixture
