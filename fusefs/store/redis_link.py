@@ -170,6 +170,8 @@ class Link:
                 try:
                     _receive(connection, piece, landing, what)
                 except AskError:  # and MovedError, which is one
+                    if not isinstance(client, RedisCluster):
+                        raise
                     for other in requests:
                         other.disconnect()
                     client.nodes_manager.initialize()

@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load
 
 from fusefs.config import Config, RedisConfig
 from fusefs.errors import AccessDenied, ConfigError, FusefsError, StoreTimeout
@@ -21,6 +23,7 @@ from tests.harness.redis_server import (
     open_redis_tls,
 )
 from tests.store_contract.redis_place import BIG, MODEL, Opened, push
+from tests.store_contract.sglang_writer import save_remote_model
 from tests.store_contract.test_contract import noise, read_all
 
 READER = "%R~fusefs:* resetchannels -@all +get +getrange +hget +hgetall +smembers +exists"
@@ -96,6 +99,31 @@ def test_least_rights(redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> No
         reading.writer().put(f"{MODEL}/x", b"x")
     for one in (owner, writing, reading):
         one.close()
+
+
+def test_least_rights_beside_ours(
+    redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the docs add for SGLang's models, and for a database other than 0, is what it takes."""
+    config = _with_user(redis_server, "test-sglang", READER_OF_SGLANG)
+    other = _with_user(redis_server, "test-db", f"{READER} +select")
+    with redis_server.client() as client:
+        save_remote_model(client, "sglang/model", tmp_path, {0: {"weight": torch.ones(5)}})
+    monkeypatch.setenv("REDISCLI_AUTH", "user-password")
+    opened = Opened(redis_server, config)
+    store = opened.store("sglang/model")
+    meta = store.head("sglang/model/model-rank-0-part-0.safetensors")
+    assert torch.equal(load(read_all(store, meta))["weight"], torch.ones(5))
+    address = Address("127.0.0.1", redis_server.port, 1, tls=False)
+    for user, may in ((config, False), (other, True)):
+        in_db = RedisStore(Link(address, user.redis, 1), "")
+        if may:
+            in_db.check("")
+        else:
+            with pytest.raises(AccessDenied):
+                in_db.check("")
+        in_db.close()
+    opened.close()
 
 
 def test_the_rights_in_the_docs(repository: Path) -> None:

@@ -90,6 +90,8 @@ def test_a_good_answer(wire: RedisWire, store: RedisStore) -> None:
         (Answer(b"-MASTERDOWN Link with MASTER is down\r\n"), StoreUnavailable),
         (Answer(b"-CLUSTERDOWN Hash slot not served\r\n"), StoreUnavailable),
         (Answer(b"-TRYAGAIN Multiple keys request during rehashing\r\n"), StoreUnavailable),
+        (Answer(b"-MOVED 3999 127.0.0.1:6381\r\n"), StoreUnavailable),
+        (Answer(b"-ASK 3999 127.0.0.1:6381\r\n"), StoreUnavailable),
         (Answer(b"-BUSY Redis is busy running a script hunter2\r\n"), StoreThrottled),
         (Answer(b"-ERR max number of clients reached\r\n"), StoreThrottled),
         (Answer(b"-WRONGTYPE Operation against a key\r\n"), FusefsError),
