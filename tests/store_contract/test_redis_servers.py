@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import torch
 from safetensors.torch import load
 
 from fusefs.config import Config, RedisConfig
-from fusefs.errors import AccessDenied, ConfigError, FusefsError, StoreTimeout
+from fusefs.errors import AccessDenied, ConfigError, FusefsError, StoreTimeout, StoreUnavailable
 from fusefs.objects import Extent, ObjectMeta
 from fusefs.store.redis import RedisStore
 from fusefs.store.redis_layout import CHUNK_BYTES, ModelKeys
@@ -64,6 +66,25 @@ def test_a_slot_that_moves(tmp_path: Path) -> None:
             assert read_all(store, meta) == BIG
             assert store.head(f"{MODEL}/big") == meta
             client.nodes_manager.initialize()
+        opened.close()
+
+
+def test_a_node_that_dies(tmp_path: Path) -> None:
+    """What lies on a dead node of a cluster is unavailable, which may be tried again."""
+    with open_redis_cluster(tmp_path) as server, server.client() as client:
+        opened = Opened(server)
+        writer, store = opened.writer(), opened.store()
+        push(writer, f"{MODEL}/big", BIG)
+        writer.publish(f"{MODEL}/")
+        meta = store.head(f"{MODEL}/big")
+        assert read_all(store, meta) == BIG
+        node = client.get_node_from_key(min(opened.keys("fusefs:chunk:*")))
+        pid = client.info("server", target_nodes=node)["process_id"]
+        assert pid in server.pids
+        os.kill(pid, signal.SIGKILL)
+        for _ in range(3):
+            with pytest.raises(StoreUnavailable):
+                read_all(store, meta)
         opened.close()
 
 
