@@ -33,6 +33,7 @@ case $group in
         ;;
     test)
         need "nginx-light libnginx-mod-http-lua" nginx_lua
+        need "redis-server" command -v redis-server
         need "openssl" command -v openssl # makes the certificate of the TLS tests
         ;;
     bench)

@@ -43,7 +43,7 @@ SDKS: dict[str, frozenset[str]] = {
     "s3transfer": frozenset(),
     "google": adapter("gcs", "gcs_client", "gcs_errors", "gcs_write"),
     "azure": adapter("azure", "azure_errors", "azure_write"),
-    "redis": adapter("redis", "redis_write", "redis_sglang") | {"fusefs/cache/redis.py"},
+    "redis": adapter("redis_link", "redis_errors") | {"fusefs/cache/redis.py"},
 }
 """Which module may import which SDK."""
 

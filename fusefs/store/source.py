@@ -17,6 +17,7 @@ from typing import Protocol, cast
 from fusefs.config import Config
 from fusefs.errors import ConfigError
 from fusefs.store.base import Source, Store, Writer
+from fusefs.store.redis_source import parse_redis
 
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 """What botocore takes for a bucket name, minus a leading dot or dash: S3-compatible servers allow
@@ -153,6 +154,13 @@ def _parse_file(rest: str, config: Config) -> Source:
     return Source("file", directory, "", f"file://{directory}")
 
 
+def _parse_redis(scheme: str) -> Callable[[str, Config], Source]:
+    def parse(rest: str, config: Config) -> Source:
+        return parse_redis(scheme, rest)
+
+    return parse
+
+
 def _adapter(scheme: str) -> _Adapter:
     entry = _SCHEMES[scheme]
     try:
@@ -172,6 +180,12 @@ def _examples() -> str:
 
 _SCHEMES: dict[str, _Scheme] = {
     "s3": _Scheme("s3://bucket/prefix", _parse_s3, "fusefs.store.s3", "s3"),
+    "redis": _Scheme(
+        "redis://host?model=NAME", _parse_redis("redis"), "fusefs.store.redis", "redis"
+    ),
+    "rediss": _Scheme(
+        "rediss://host?model=NAME", _parse_redis("rediss"), "fusefs.store.redis", "redis"
+    ),
     "file": _Scheme("file:///directory", _parse_file, "fusefs.store.posix", None),
     "gs": _Scheme("gs://bucket/prefix", _parse_gs, "fusefs.store.gcs", "gcs"),
 }

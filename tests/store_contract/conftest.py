@@ -14,13 +14,23 @@ from fusefs.store.s3 import S3Store
 from tests.harness.fake_gcs import FakeGcs
 from tests.harness.google_manners import GoogleManners, open_google_manners
 from tests.harness.moto import Moto
+from tests.harness.redis_server import RedisServer, open_redis, open_redis_cluster
 from tests.harness.weed import Weed
 from tests.store_contract.gcs_subject import GcsSubject
-from tests.store_contract.subjects import PosixSubject, S3Subject, SimulatedSubject, Subject
+from tests.store_contract.redis_place import Opened
+from tests.store_contract.subjects import (
+    PosixSubject,
+    RedisSubject,
+    S3Subject,
+    SimulatedSubject,
+    Subject,
+)
 from tests.store_contract.wire import WireServer, open_wire
 
+SUBJECTS = ("s3", "s3-versions", "gcs", "posix", "redis", "redis-cluster", "simulated")
 
-@pytest.fixture(params=["s3", "s3-versions", "gcs", "posix", "simulated"])
+
+@pytest.fixture(params=SUBJECTS)
 def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
     """One store under test. Only the one that needs a server starts it."""
     if request.param == "s3":
@@ -40,8 +50,43 @@ def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
         directory = tmp_path / "source"
         directory.mkdir()
         yield PosixSubject(directory)
+    elif request.param.startswith("redis"):
+        redis = RedisSubject(request.getfixturevalue(request.param.replace("-", "_") + "_server"))
+        yield redis
+        redis.close()
     else:
         yield SimulatedSubject()
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """One Redis for the whole session; each test that uses it begins by emptying it."""
+    with open_redis(tmp_path_factory.mktemp("redis")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def redis_cluster_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A cluster of three, likewise."""
+    with open_redis_cluster(tmp_path_factory.mktemp("redis-cluster")) as running:
+        yield running
+
+
+@pytest.fixture(params=["redis", "redis_cluster"])
+def redis(request: pytest.FixtureRequest) -> RedisServer:
+    """An empty server, then an empty cluster."""
+    server: RedisServer = request.getfixturevalue(f"{request.param}_server")
+    with server.client() as client:
+        client.flushall()
+    return server
+
+
+@pytest.fixture
+def opened(redis: RedisServer) -> Iterator[Opened]:
+    """What opens stores and writers there."""
+    one = Opened(redis)
+    yield one
+    one.close()
 
 
 @pytest.fixture

@@ -15,11 +15,13 @@ from typing import Any, Protocol
 
 from botocore.exceptions import ClientError
 
-from fusefs.config import S3Config
+from fusefs.config import Config, S3Config
 from fusefs.store.base import Store
 from fusefs.store.posix import PosixStore
 from fusefs.store.s3 import S3Store
+from fusefs.store.source import open_store, open_writer, parse_source
 from tests.harness.moto import Moto
+from tests.harness.redis_server import RedisServer
 from tests.harness.simulated import SimulatedStore
 from tests.harness.weed import Weed
 
@@ -114,6 +116,53 @@ class PosixSubject:
             _run_as_nobody(lambda: action(self.store))
         finally:
             self.directory.chmod(0o755)
+
+
+class RedisSubject:
+    """The model without a name on a real server or cluster; every version is published."""
+
+    pages = False
+
+    def __init__(self, server: RedisServer) -> None:
+        self._server = server
+        self._opened: list[Store] = []
+        with server.client() as client:
+            client.flushall()
+        self.store: Store = self._open()
+        self._writer = open_writer(parse_source(server.source), Config())
+
+    def put(self, key: str, data: bytes) -> None:
+        """See `Subject`."""
+        self._writer.put(key, data)
+        self._writer.publish("")
+
+    def delete(self, key: str) -> None:
+        """See `Subject`."""
+        self._writer.delete(key)
+        self._writer.publish("")
+
+    def missing(self) -> Store:
+        """See `Subject`. A server has 16 databases, a cluster one."""
+        return self._open("/99")
+
+    def refused(self, action: Callable[[Store], object]) -> None:
+        """See `Subject`."""
+        os.environ["REDISCLI_AUTH"] = "not-the-secret"
+        try:
+            action(self._open())
+        finally:
+            del os.environ["REDISCLI_AUTH"]
+
+    def close(self) -> None:
+        """Let go of all connections."""
+        self._writer.close()
+        for store in self._opened:
+            store.close()
+
+    def _open(self, db: str = "") -> Store:
+        store = open_store(parse_source(self._server.source + db), Config())
+        self._opened.append(store)
+        return store
 
 
 class S3Subject:

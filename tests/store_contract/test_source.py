@@ -65,7 +65,7 @@ def test_good_sources(text: str, bucket: str, prefix: str, normal: str) -> None:
         ("", "s3://bucket/prefix"),
         ("/srv/models", "file:///directory"),
         ("models", "s3://bucket/prefix"),
-        ("gopher://models", "s3://bucket/prefix, file:///directory"),
+        ("gopher://models", "known are s3://bucket/prefix, "),
         ("S3://models", "unknown scheme"),
         ("s3://", "no bucket"),
         ("s3:///prefix", "no bucket"),
