@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import logging
 import re
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from tests.harness.azurite import VARIABLES, Azurite, open_azurite
 from tests.harness.weed import Weed, open_weed
 
 # Two busy cores make any example slow now and then: the bound on a test is pytest-timeout's.
@@ -99,6 +101,32 @@ def weed_environment(weed: Weed, monkeypatch: pytest.MonkeyPatch) -> Weed:
     for name, value in weed.environment.items():
         monkeypatch.setenv(name, value)
     return weed
+
+
+@pytest.fixture(scope="session")
+def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azurite]:
+    """One real Azure Blob server for the whole session; tests keep apart by their containers."""
+    with open_azurite(tmp_path_factory.mktemp("azurite")) as server:
+        yield server
+
+
+@pytest.fixture
+def azurite_environment(azurite: Azurite, monkeypatch: pytest.MonkeyPatch) -> Azurite:
+    """`azurite`, with this process's environment set so that the store finds it (and no other)."""
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in azurite.environment.items():
+        monkeypatch.setenv(name, value)
+    return azurite
+
+
+@pytest.fixture
+def container(azurite: Azurite) -> str:
+    """An empty container on `azurite` for this test alone."""
+    name = f"container-{uuid.uuid4().hex[:12]}"
+    with azurite.client() as client:
+        client.create_container(name)
+    return name
 
 
 @pytest.fixture(scope="session")

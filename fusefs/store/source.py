@@ -16,6 +16,7 @@ from typing import Protocol, cast
 
 from fusefs.config import Config
 from fusefs.errors import ConfigError
+from fusefs.store.azure_source import split_azure
 from fusefs.store.base import Source, Store, Writer
 
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
@@ -110,6 +111,21 @@ def _parse_s3(rest: str, config: Config) -> Source:
     return Source("s3", bucket, prefix, f"s3://{bucket}/{prefix}")
 
 
+def _parse_az(rest: str, config: Config) -> Source:
+    server, container, prefix = split_azure(rest, config.azure)
+    if _SURROGATE.search(prefix):
+        raise ConfigError("the prefix of the az SOURCE is not UTF-8, and blob names are")
+    if prefix:
+        prefix = prefix.removesuffix("/")
+        if any(segment in ("", ".", "..") for segment in prefix.split("/")):
+            raise ConfigError(
+                "the prefix of an az SOURCE has an empty, '.' or '..' segment: such names have no"
+                " place in a file system"
+            )
+        prefix += "/"
+    return Source("az", container, prefix, f"az://{server}/{container}/{prefix}", server)
+
+
 def _parse_file(rest: str, config: Config) -> Source:
     if not rest.startswith("/"):
         raise ConfigError("a file SOURCE is an absolute path: type file:///directory")
@@ -140,4 +156,5 @@ def _examples() -> str:
 _SCHEMES: dict[str, _Scheme] = {
     "s3": _Scheme("s3://bucket/prefix", _parse_s3, "fusefs.store.s3", "s3"),
     "file": _Scheme("file:///directory", _parse_file, "fusefs.store.posix", None),
+    "az": _Scheme("az://container/prefix", _parse_az, "fusefs.store.azure", "azure"),
 }

@@ -7,12 +7,19 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness.azurite import Azurite
 from tests.harness.weed import Weed
-from tests.store_contract.subjects import PosixSubject, S3Subject, SimulatedSubject, Subject
+from tests.store_contract.subjects import (
+    AzureSubject,
+    PosixSubject,
+    S3Subject,
+    SimulatedSubject,
+    Subject,
+)
 from tests.store_contract.wire import WireServer, open_wire
 
 
-@pytest.fixture(params=["s3", "posix", "simulated"])
+@pytest.fixture(params=["s3", "azure", "posix", "simulated"])
 def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
     """One store under test. Only the one that needs a server starts it."""
     if request.param == "s3":
@@ -20,6 +27,11 @@ def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
         s3 = S3Subject(server, request.getfixturevalue("bucket"))
         yield s3
         s3.close()
+    elif request.param == "azure":
+        azurite: Azurite = request.getfixturevalue("azurite_environment")
+        azure = AzureSubject(azurite, request.getfixturevalue("container"))
+        yield azure
+        azure.close()
     elif request.param == "posix":
         tmp_path: Path = request.getfixturevalue("tmp_path")
         directory = tmp_path / "source"
