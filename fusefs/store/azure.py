@@ -102,6 +102,8 @@ class AzureStore:
             answer = self._client.send("GET", id.key, "", headers, stream=True)
         except SDK_ERRORS as error:
             raise translate_read(translate(error, what)) from error
+        except ObjectNotFound as error:
+            raise translate_read(error) from error
         if answer.status_code >= 300:
             raise translate_read(self._client.refusal(answer, what))
         try:

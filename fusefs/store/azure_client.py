@@ -27,6 +27,7 @@ from xml.etree import ElementTree
 import requests
 import requests.adapters
 import requests.utils
+from azure.core.exceptions import AzureError
 from azure.core.pipeline import Pipeline
 from azure.core.pipeline.transport import HttpRequest, RequestsTransport
 from azure.storage.blob import ContainerClient
@@ -35,7 +36,7 @@ from urllib3.connection import HTTPConnection
 import fusefs
 from fusefs.config import AzureConfig
 from fusefs.errors import AccessDenied, ConfigError, FusefsError, ObjectNotFound
-from fusefs.store.azure_errors import SDK_ERRORS, answered, translate
+from fusefs.store.azure_errors import SDK_ERRORS, answered, chain, translate
 from fusefs.store.azure_source import (
     ACCOUNT,
     CONNECTION_STRING,
@@ -255,9 +256,13 @@ def _run(pipeline: Any, request: HttpRequest, stream: bool, token: str = "") -> 
     try:
         return pipeline.run(request, stream=stream).http_response.internal_response
     except SDK_ERRORS as error:
-        # Its own traceback has a frame that holds it: without this, a failure would keep what it
-        # has come through until the next garbage collection.
-        raise error.with_traceback(None) from None
+        # azure-core leaves cycles of errors, tracebacks and frames that hold errors. Without this a
+        # failure would keep the caller's buffer until the next garbage collection.
+        for cause in chain(error):
+            cause.__traceback__ = None
+            if isinstance(cause, AzureError):
+                cause.exc_traceback = None
+        raise
 
 
 def _path(key: str) -> str:

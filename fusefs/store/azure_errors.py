@@ -156,7 +156,7 @@ def translate_read(error: FusefsError) -> FusefsError:
 
 def _transport(error: Exception, what: str) -> FusefsError:
     """No answer, or half of one."""
-    causes = list(_chain(error))
+    causes = list(chain(error))
     for cause in causes:
         if isinstance(cause, ssl.SSLCertVerificationError):
             return ConfigError(
@@ -168,8 +168,8 @@ def _transport(error: Exception, what: str) -> FusefsError:
                 f"{what} did not come: the name of its host does not resolve; check the account's"
                 " name, or azure.endpoint_url"
             )
-        if isinstance(cause, _TIMEOUTS):
-            return StoreTimeout(f"{what} did not come in time: the store is silent")
+    if any(isinstance(cause, _TIMEOUTS) and not _refused(cause) for cause in causes):
+        return StoreTimeout(f"{what} did not come in time: the store is silent")
     reasons = [cause.strerror for cause in causes if isinstance(cause, OSError)]
     reason = next((text for text in reasons if text), None)
     if reason is None and isinstance(error, ValueError) and not isinstance(error, OSError):
@@ -186,7 +186,12 @@ _TIMEOUTS = (
 )
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
+def _refused(cause: BaseException) -> bool:
+    """To urllib3 every connection that cannot be made is a timeout, by inheritance."""
+    return isinstance(cause, urllib3.exceptions.NewConnectionError)
+
+
+def chain(error: BaseException) -> Iterator[BaseException]:
     """The error and those inside it: azure-core wraps in a field, urllib3 in an argument."""
     waiting: list[object] = [error]
     seen: set[int] = set()
