@@ -223,7 +223,8 @@ class AzureClient:
 
     def refusal(self, answer: Any, what: str) -> FusefsError:
         """What an answer that is no success means; its body is left behind."""
-        if int(answer.headers.get("Content-Length", "0") or "0") <= _ERROR_BYTES_MAX:
+        length = answer.headers.get("Content-Length", "")
+        if length.isdecimal() and int(length) <= _ERROR_BYTES_MAX:
             answer.raw.drain_conn()
         else:
             answer.close()

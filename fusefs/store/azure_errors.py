@@ -88,6 +88,9 @@ _NO_SUCH_NAME = frozenset(
 )
 """What Azure says, with status 400, of names that no blob can have (more than 1,024 characters)."""
 
+_CLOCKED = frozenset({"AuthenticationFailed", "AuthorizationFailure"})
+"""Codes that may mean a wrong clock, or a SAS that is over."""
+
 _CLOCK_SKEW_MAX_S = 900.0
 """Azure takes requests whose date is at most 15 minutes from its own."""
 
@@ -109,7 +112,7 @@ def answered(
     said = f"status {status}" + (f", {code}" if code else "")
     if code in _THROTTLED or status in (429, 503):
         return StoreThrottled(f"{what} must wait: the store is busy ({said})", _wait_s(headers))
-    if code == "AuthenticationFailed" and (reason := _why_failed(headers, sas_expiry)):
+    if code in _CLOCKED and (reason := _why_failed(headers, sas_expiry)):
         return AccessDenied(f"{what} is refused: {reason} ({said})")
     if code in _DENIED:
         return AccessDenied(f"{what} is refused: {_DENIED[code]} ({said})")

@@ -60,9 +60,9 @@ class AzureWriter:
     def discard(self, prefix: str) -> int:
         """See `Writer`. Blobs that were never committed; blocks beside a blob Azure drops itself.
 
-        Azure has no request for it: an empty blob takes the place of the blocks, and goes. Where a
-        blob was committed before, that would replace it; its loose blocks cost no reader anything,
-        and Azure drops them after a week.
+        Azure has no request for it: an empty list of blocks is committed, and the blob deleted.
+        Where a blob was committed before, that would replace it; its loose blocks cost no reader
+        anything, and Azure drops them after a week.
         """
         count, marker = 0, ""
         while True:
@@ -89,13 +89,10 @@ class AzureWriter:
     def _discard(self, key: str) -> bool:
         """Drop the blocks of a blob that was never committed; False if it was."""
         what = subject(self._client, key)
-        headers = {
-            "x-ms-blob-type": "BlockBlob",
-            "Content-MD5": _md5(b""),
-            "If-None-Match": "*",  # an empty blob that somebody committed stays
-        }
+        # An empty blob that somebody committed stays.
+        never = {"If-None-Match": "*", "Content-MD5": _md5(_block_list([]))}
         try:
-            answer = self._client.ask("PUT", what, key, "", headers, b"")
+            answer = self._client.ask("PUT", what, key, "comp=blocklist", never, _block_list([]))
             only = {"If-Match": answer.headers.get("ETag", "*")}
             self._client.ask("DELETE", what, key, "", only)
         except (ObjectChanged, ObjectNotFound):
@@ -133,9 +130,7 @@ class AzureUpload:
     def commit(self) -> ObjectMeta:
         """See `Upload`. May be made again: blocks that are the blob's already count, too."""
         what = subject(self._client, self._key)
-        ids = [self._ids[index] for index in sorted(self._ids)]
-        blocks = "".join(f"<Latest>{id}</Latest>" for id in ids)
-        body = f'<?xml version="1.0" encoding="utf-8"?><BlockList>{blocks}</BlockList>'.encode()
+        body = _block_list([self._ids[index] for index in sorted(self._ids)])
         headers = {"Content-MD5": _md5(body), "x-ms-blob-content-type": "application/octet-stream"}
         answer = self._client.ask("PUT", what, self._key, "comp=blocklist", headers, body)
         return written(self._client, self._key, answer.headers.get("ETag", ""))
@@ -158,6 +153,12 @@ def written(client: AzureClient, key: str, etag: str) -> ObjectMeta:
     if meta.id.etag != etag.strip('"'):
         raise ObjectChanged(f"{subject(client, key)} was overwritten by somebody else")
     return meta
+
+
+def _block_list(ids: list[str]) -> bytes:
+    """The body of Put Block List: each block as it was put last, or as the blob has it."""
+    blocks = "".join(f"<Latest>{id}</Latest>" for id in ids)
+    return f'<?xml version="1.0" encoding="utf-8"?><BlockList>{blocks}</BlockList>'.encode()
 
 
 def _md5(data: bytes) -> str:
