@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import http.client
 import importlib
 import os
 import socket
@@ -92,11 +91,9 @@ class Tokens:
                 self._token = self._credential.get_token(_SCOPE)
             return str(self._token.token)
 
-    def forget(self, token: str) -> None:
-        """The store does not take `token`: get another one next time."""
-        with self._lock:
-            if self._token is not None and self._token.token == token:
-                self._token = None
+    def close(self) -> None:
+        """Let go of connections to the identity service."""
+        self._credential.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,10 +134,9 @@ class AzureClient:
         self._connections = connections
         self._timeouts_s = (connect_timeout_s, read_timeout_s)
         self._lock = threading.Lock()
-        # The mutable state of AzureClient is what the first request makes, under the lock.
-        # INVARIANT: credentials are set before the pipeline, which is what the others look at.
-        self._pipeline: Any = None
-        self._credentials = Credentials()
+        # The mutable state of AzureClient is what the first request makes, under the lock: a
+        # pipeline of azure-core, and the credentials it goes with.
+        self._ready: tuple[Any, Credentials] | None = None
 
     @property
     def url(self) -> str:
@@ -167,9 +163,9 @@ class AzureClient:
         `key` is "" for the container; `query` is encoded. With `stream` the body is still to come,
         and the caller's to read or close. Raises `SDK_ERRORS` and `FusefsError`.
         """
-        pipeline = self._connected()
+        pipeline, credentials = self._connected()
         url = f"{self.url}/{_path(key)}" if key else self.url
-        asked = "&".join(part for part in (query, self._credentials.sas) if part)
+        asked = "&".join(part for part in (query, credentials.sas) if part)
         full = {
             "x-ms-version": API_VERSION,
             "x-ms-date": formatdate(usegmt=True),
@@ -182,17 +178,18 @@ class AzureClient:
             full["Content-Length"] = str(len(data))
         request = HttpRequest(method, f"{url}?{asked}" if asked else url, full)
         request.data = data  # type: ignore[assignment] # a memoryview is sent as it is
-        tokens = self._credentials.tokens
-        if tokens is None:
-            return _run(pipeline, request, stream)
-        token = tokens.current()
-        answer = _run(pipeline, request, stream, token)
-        if answer.status_code == http.client.UNAUTHORIZED:
-            # Taken back before its time: one more try, with a new one.
-            answer.close()
-            tokens.forget(token)
-            answer = _run(pipeline, request, stream, tokens.current())
-        return answer
+        if credentials.tokens is not None:
+            request.headers["Authorization"] = f"Bearer {credentials.tokens.current()}"
+        try:
+            return pipeline.run(request, stream=stream).http_response.internal_response
+        except SDK_ERRORS as error:
+            # azure-core leaves cycles of errors, tracebacks and frames that hold errors. Without
+            # this a failure would keep the caller's buffer until the next garbage collection.
+            for cause in chain(error):
+                cause.__traceback__ = None
+                if isinstance(cause, AzureError):
+                    cause.exc_traceback = None
+            raise
 
     def ask(
         self,
@@ -228,42 +225,31 @@ class AzureClient:
             answer.raw.drain_conn()
         else:
             answer.close()
-        return answered(answer.status_code, answer.headers, what, self._credentials.sas_expiry)
+        expiry = self._connected()[1].sas_expiry
+        return answered(answer.status_code, answer.headers, what, expiry)
 
     def close(self) -> None:
         """Let go of connections. Idempotent."""
         with self._lock:
-            pipeline, self._pipeline = self._pipeline, None
-        if pipeline is not None:
+            ready, self._ready = self._ready, None
+        if ready is not None:
+            pipeline, credentials = ready
             pipeline.__exit__()
+            if credentials.tokens is not None:
+                credentials.tokens.close()
 
-    def _connected(self) -> Any:
-        if self._pipeline is None:
+    def _connected(self) -> tuple[Any, Credentials]:
+        ready = self._ready
+        if ready is None:
             with self._lock:
-                if self._pipeline is None:
+                ready = self._ready
+                if ready is None:
                     endpoint = endpoint_of(self._source, self._config)
-                    self._credentials = _find_credentials(self._source, self._config, endpoint)
-                    signer = self._credentials.signer
-                    self._pipeline = Pipeline(
-                        _make_transport(endpoint, self._connections, self._timeouts_s),
-                        [signer] if signer is not None else [],
-                    )
-        return self._pipeline
-
-
-def _run(pipeline: Any, request: HttpRequest, stream: bool, token: str = "") -> Any:
-    if token:
-        request.headers["Authorization"] = f"Bearer {token}"
-    try:
-        return pipeline.run(request, stream=stream).http_response.internal_response
-    except SDK_ERRORS as error:
-        # azure-core leaves cycles of errors, tracebacks and frames that hold errors. Without this a
-        # failure would keep the caller's buffer until the next garbage collection.
-        for cause in chain(error):
-            cause.__traceback__ = None
-            if isinstance(cause, AzureError):
-                cause.exc_traceback = None
-        raise
+                    credentials = _find_credentials(self._source, self._config, endpoint)
+                    signers = [] if credentials.signer is None else [credentials.signer]
+                    transport = _make_transport(endpoint, self._connections, self._timeouts_s)
+                    self._ready = ready = (Pipeline(transport, signers), credentials)
+        return ready
 
 
 def _path(key: str) -> str:

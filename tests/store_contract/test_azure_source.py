@@ -279,18 +279,19 @@ class _Identity:
         self.asked.append(scope)
         return _Token(f"hunter{len(self.asked)}", 0.0 if len(self.asked) == 1 else 1e12)
 
+    def close(self) -> None:
+        self.asked.append("close")
+
 
 def test_tokens_are_renewed() -> None:
-    """A token is used until it is about to expire, or the store takes it no more."""
+    """A token is used until it is about to expire, by all threads."""
     identity = _Identity()
     tokens = Tokens(identity)
     assert [tokens.current() for _ in range(3)] == ["hunter1", "hunter2", "hunter2"]
-    tokens.forget("hunter1")
-    assert tokens.current() == "hunter2"
-    tokens.forget("hunter2")
-    assert tokens.current() == "hunter3"
     assert set(identity.asked) == {"https://storage.azure.com/.default"}
     assert "hunter" not in repr(tokens)
+    tokens.close()
+    assert identity.asked[-1] == "close"
 
 
 def test_a_client_that_was_never_used_is_closed() -> None:
