@@ -155,9 +155,7 @@ def test_any_text_parses_or_is_refused(text: str) -> None:
         ),
         (
             "az://models",
-            {
-                "AZURE_STORAGE_CONNECTION_STRING": "BlobEndpoint=http://h:1/me/;SharedAccessSignature=x"
-            },
+            {"AZURE_STORAGE_CONNECTION_STRING": "BlobEndpoint=http://h:1/me/"},
             AzureConfig(),
             "http://h:1/me",
         ),
