@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # Installed again when this file, the versions or the list of system packages change.
-INPUTS := pyproject.toml tests/constraints.txt .ci/setup.sh Makefile
+INPUTS := pyproject.toml tests/constraints.txt tests/azurite/package-lock.json .ci/setup.sh Makefile
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint tests/constraints.txt
 
 .PHONY: help setup demo test check bench
@@ -47,6 +47,8 @@ bench: .venv/.made-bench ## measure against other mounts (ARGS="…" for its opt
 
 .venv/.made-test: .venv/.made-dev
 	@sh .ci/setup.sh test $(PYTHON)
+	@echo "installing the Azure server of the tests into tests/azurite"
+	@npm ci --prefix tests/azurite --ignore-scripts --no-audit --no-fund --loglevel=error
 	@touch $@
 
 .venv/.made-bench: .venv/.made-test

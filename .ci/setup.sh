@@ -35,6 +35,9 @@ case $group in
         need "nginx-light libnginx-mod-http-lua" nginx_lua
         need "redis-server" command -v redis-server
         need "openssl" command -v openssl # makes the certificate of the TLS tests
+        # The Azure server of the tests runs on Node 18 and later, and is installed by npm.
+        need "nodejs" command -v node
+        need "npm" command -v npm
         ;;
     bench)
         need "s3fs" command -v s3fs

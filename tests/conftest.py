@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.harness.azurite import VARIABLES, Azurite, open_azurite
 from tests.harness.fake_gcs import FakeGcs, open_fake_gcs
 from tests.harness.moto import Moto, open_moto
 from tests.harness.weed import Weed, open_weed
@@ -118,6 +119,13 @@ def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Moto]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azurite]:
+    """One real Azure Blob server for the whole session; tests keep apart by their containers."""
+    with open_azurite(tmp_path_factory.mktemp("azurite")) as server:
+        yield server
+
+
 @pytest.fixture
 def gcs_bucket(fake_gcs: FakeGcs, monkeypatch: pytest.MonkeyPatch) -> str:
     """An empty bucket on `fake_gcs` for this test alone, where the environment points the SDK."""
@@ -134,6 +142,25 @@ def moto_environment(moto: Moto, monkeypatch: pytest.MonkeyPatch) -> Moto:
     for name, value in moto.environment.items():
         monkeypatch.setenv(name, value)
     return moto
+
+
+@pytest.fixture
+def azurite_environment(azurite: Azurite, monkeypatch: pytest.MonkeyPatch) -> Azurite:
+    """`azurite`, with this process's environment set so that the store finds it (and no other)."""
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in azurite.environment.items():
+        monkeypatch.setenv(name, value)
+    return azurite
+
+
+@pytest.fixture
+def container(azurite: Azurite) -> str:
+    """An empty container on `azurite` for this test alone."""
+    name = f"container-{uuid.uuid4().hex[:12]}"
+    with azurite.client() as client:
+        client.create_container(name)
+    return name
 
 
 @pytest.fixture(scope="session")

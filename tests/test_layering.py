@@ -42,7 +42,7 @@ SDKS: dict[str, frozenset[str]] = {
     "botocore": adapter("s3", "s3_client", "s3_errors", "s3_write"),
     "s3transfer": frozenset(),
     "google": adapter("gcs", "gcs_client", "gcs_errors", "gcs_write"),
-    "azure": adapter("azure", "azure_errors", "azure_write"),
+    "azure": adapter("azure", "azure_client", "azure_errors", "azure_write"),
     "redis": adapter("redis_link", "redis_errors") | {"fusefs/cache/redis.py"},
 }
 """Which module may import which SDK."""

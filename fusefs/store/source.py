@@ -16,6 +16,7 @@ from typing import Protocol, cast
 
 from fusefs.config import Config
 from fusefs.errors import ConfigError
+from fusefs.store.azure_source import split_azure
 from fusefs.store.base import Source, Store, Writer
 from fusefs.store.redis_source import parse_redis
 
@@ -129,7 +130,7 @@ def _bucket_source(scheme: str, rest: str, keys: str, server: str) -> Source:
     return _with_prefix(scheme, bucket, prefix)
 
 
-def _with_prefix(scheme: str, bucket: str, prefix: str) -> Source:
+def _with_prefix(scheme: str, bucket: str, prefix: str, server: str = "") -> Source:
     """The SOURCE of a bucket that is known to be one."""
     if _SURROGATE.search(prefix):
         raise ConfigError(f"the prefix of the {scheme} SOURCE is not UTF-8, and keys are")
@@ -141,7 +142,13 @@ def _with_prefix(scheme: str, bucket: str, prefix: str) -> Source:
                 " have no place in a file system"
             )
         prefix += "/"
-    return Source(scheme, bucket, prefix, f"{scheme}://{bucket}/{prefix}")
+    place = f"{server}/{bucket}" if server else bucket
+    return Source(scheme, bucket, prefix, f"{scheme}://{place}/{prefix}", server)
+
+
+def _parse_az(rest: str, config: Config) -> Source:
+    server, container, prefix = split_azure(rest, config.azure)
+    return _with_prefix("az", container, prefix, server)
 
 
 def _parse_file(rest: str, config: Config) -> Source:
@@ -188,4 +195,5 @@ _SCHEMES: dict[str, _Scheme] = {
     ),
     "file": _Scheme("file:///directory", _parse_file, "fusefs.store.posix", None),
     "gs": _Scheme("gs://bucket/prefix", _parse_gs, "fusefs.store.gcs", "gcs"),
+    "az": _Scheme("az://container/prefix", _parse_az, "fusefs.store.azure", "azure"),
 }

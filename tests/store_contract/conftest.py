@@ -11,6 +11,7 @@ import pytest
 from fusefs.config import GcsConfig
 from fusefs.store.gcs import GcsStore
 from fusefs.store.s3 import S3Store
+from tests.harness.azurite import Azurite
 from tests.harness.fake_gcs import FakeGcs
 from tests.harness.google_manners import GoogleManners, open_google_manners
 from tests.harness.moto import Moto
@@ -19,6 +20,7 @@ from tests.harness.weed import Weed
 from tests.store_contract.gcs_subject import GcsSubject
 from tests.store_contract.redis_place import Opened
 from tests.store_contract.subjects import (
+    AzureSubject,
     PosixSubject,
     RedisSubject,
     S3Subject,
@@ -27,7 +29,7 @@ from tests.store_contract.subjects import (
 )
 from tests.store_contract.wire import WireServer, open_wire
 
-SUBJECTS = ("s3", "s3-versions", "gcs", "posix", "redis", "redis-cluster", "simulated")
+SUBJECTS = ("s3", "s3-versions", "gcs", "azure", "posix", "redis", "redis-cluster", "simulated")
 
 
 @pytest.fixture(params=SUBJECTS)
@@ -45,6 +47,11 @@ def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
         versions = S3Subject(moto, request.getfixturevalue("versioned_bucket"))
         yield versions
         versions.close()
+    elif request.param == "azure":
+        azurite: Azurite = request.getfixturevalue("azurite_environment")
+        azure = AzureSubject(azurite, request.getfixturevalue("container"))
+        yield azure
+        azure.close()
     elif request.param == "posix":
         tmp_path: Path = request.getfixturevalue("tmp_path")
         directory = tmp_path / "source"

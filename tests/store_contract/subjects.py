@@ -6,6 +6,7 @@ of 1,024 bytes in a directory) its subject refuses with `Unholdable`, and the te
 
 from __future__ import annotations
 
+import base64
 import ctypes
 import os
 from collections.abc import Callable
@@ -13,13 +14,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
+from azure.core.exceptions import HttpResponseError
 from botocore.exceptions import ClientError
 
 from fusefs.config import Config, S3Config
+from fusefs.store.azure import open_store as open_azure
 from fusefs.store.base import Store
 from fusefs.store.posix import PosixStore
 from fusefs.store.s3 import S3Store
 from fusefs.store.source import open_store, open_writer, parse_source
+from tests.harness.azurite import ACCOUNT, Azurite
 from tests.harness.moto import Moto
 from tests.harness.redis_server import RedisServer
 from tests.harness.simulated import SimulatedStore
@@ -205,6 +209,55 @@ class S3Subject:
         """Let go of all connections."""
         self.store.close()
         self._client.close()
+
+
+class AzureSubject:
+    """A container on a real server, written to with the SDK's own client."""
+
+    pages = True
+
+    def __init__(self, azurite: Azurite, container: str) -> None:
+        self._azurite = azurite
+        self._container = container
+        self._client = azurite.client()
+        self.store: Store = self._store(container)
+
+    def put(self, key: str, data: bytes) -> None:
+        """See `Subject`. Azurite takes a name that XML cannot hold, and can then list nothing."""
+        if any(character < " " and character not in "\t\n" for character in key):
+            raise Unholdable(key)
+        try:
+            self._client.get_blob_client(self._container, key).upload_blob(data, overwrite=True)
+        except HttpResponseError as error:
+            raise Unholdable(key) from error
+
+    def delete(self, key: str) -> None:
+        """See `Subject`."""
+        self._client.get_blob_client(self._container, key).delete_blob()
+
+    def missing(self) -> Store:
+        """See `Subject`."""
+        return self._store("no-such-container")
+
+    def refused(self, action: Callable[[Store], object]) -> None:
+        """See `Subject`."""
+        before = os.environ["AZURE_STORAGE_CONNECTION_STRING"]
+        wrong = base64.b64encode(b"not-the-secret").decode()
+        os.environ["AZURE_STORAGE_CONNECTION_STRING"] = before.replace(self._azurite.key, wrong)
+        store = self._store(self._container)
+        try:
+            action(store)
+        finally:
+            os.environ["AZURE_STORAGE_CONNECTION_STRING"] = before
+            store.close()
+
+    def close(self) -> None:
+        """Let go of all connections."""
+        self.store.close()
+        self._client.close()
+
+    def _store(self, container: str) -> Store:
+        return open_azure(parse_source(f"az://{ACCOUNT}/{container}"), Config())
 
 
 def _run_as_nobody(action: Callable[[], object]) -> None:
