@@ -29,7 +29,7 @@ from fusefs.errors import (
     Unsupported,
 )
 from fusefs.objects import Extent, ListPage, ObjectId, ObjectMeta
-from fusefs.store.base import Source, Store
+from fusefs.store.base import Source, Store, Writer
 
 _SYS_OPENAT2 = 437
 """The same on every architecture: system calls added since Linux 5.1 share their numbers."""
@@ -184,6 +184,13 @@ class PosixStore:
 def open_store(source: Source, config: Config) -> Store:
     """Make the store of a `file:///` source; it has no settings."""
     return PosixStore(source.bucket)
+
+
+def open_writer(source: Source, config: Config) -> Writer:
+    """Make the writer of a `file:///` destination; it has no settings."""
+    from fusefs.store.posix_write import PosixWriter  # it asks this module for what it wrote
+
+    return PosixWriter(source.bucket)
 
 
 def preload() -> None:

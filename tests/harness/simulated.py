@@ -52,6 +52,11 @@ class SimulatedStore:
         with self._lock:
             del self._objects[key]
 
+    def all_keys(self) -> set[str]:
+        """Every key there is now."""
+        with self._lock:
+            return set(self._objects)
+
     def fail_next(self, error: FusefsError, count: int = 1) -> None:
         """Let the next `count` requests of any kind raise `error`."""
         with self._lock:

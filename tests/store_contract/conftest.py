@@ -1,4 +1,4 @@
-"""The fixtures `subject`, each kind of store in turn on a bucket of its own, and `server`."""
+"""The fixtures `subject` and `writable`, each kind of store in turn, and `server`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 
 from tests.harness.weed import Weed
-from tests.store_contract.subjects import PosixSubject, S3Subject, SimulatedSubject, Subject
+from tests.store_contract.subjects import (
+    PosixSubject,
+    S3Subject,
+    SimulatedSubject,
+    Subject,
+    WritableSubject,
+)
 from tests.store_contract.wire import WireServer, open_wire
 
 
@@ -27,6 +33,17 @@ def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
         yield PosixSubject(directory)
     else:
         yield SimulatedSubject()
+
+
+@pytest.fixture(params=["posix", "simulated"])
+def writable(request: pytest.FixtureRequest) -> WritableSubject:
+    """One store that can be written to, under test."""
+    if request.param == "posix":
+        tmp_path: Path = request.getfixturevalue("tmp_path")
+        directory = tmp_path / "destination"
+        directory.mkdir()
+        return PosixSubject(directory)
+    return SimulatedSubject()
 
 
 @pytest.fixture

@@ -16,10 +16,12 @@ from typing import Any, Protocol
 from botocore.exceptions import ClientError
 
 from fusefs.config import S3Config
-from fusefs.store.base import Store
+from fusefs.store.base import Store, Writer
 from fusefs.store.posix import PosixStore
+from fusefs.store.posix_write import PosixWriter
 from fusefs.store.s3 import S3Store
 from tests.harness.simulated import SimulatedStore
+from tests.harness.simulated_writer import PART_BYTES, SimulatedWriter
 from tests.harness.weed import Weed
 
 CONNECTIONS = 8
@@ -48,6 +50,13 @@ class Subject(Protocol):
         """Run `action` with the store as one sees it who may not read it."""
 
 
+class WritableSubject(Subject, Protocol):
+    """A bucket that can be written to as well."""
+
+    def writer(self, part_bytes: int | None = None) -> Writer:
+        """A new writer on this bucket; its parts are this large where the store lets one choose."""
+
+
 class SimulatedSubject:
     """The fake, held to what the others promise."""
 
@@ -56,6 +65,11 @@ class SimulatedSubject:
     def __init__(self) -> None:
         self.fake = SimulatedStore()
         self.store: Store = self.fake
+        self._unfinished: dict[str, dict[int, bytes]] = {}
+
+    def writer(self, part_bytes: int | None = None) -> Writer:
+        """See `WritableSubject`."""
+        return SimulatedWriter(self.fake, self._unfinished, part_bytes or PART_BYTES)
 
     def put(self, key: str, data: bytes) -> None:
         """See `Subject`."""
@@ -85,6 +99,10 @@ class PosixSubject:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.store: Store = PosixStore(str(directory))
+
+    def writer(self, part_bytes: int | None = None) -> Writer:
+        """See `WritableSubject`."""
+        return PosixWriter(str(self.directory), part_bytes or PART_BYTES)
 
     def put(self, key: str, data: bytes) -> None:
         """See `Subject`."""
