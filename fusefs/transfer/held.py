@@ -80,25 +80,28 @@ class HeldFile:
     def done(self) -> set[int]:
         """The pieces that an earlier attempt at this version has left. Changes nothing."""
         try:
+            with self._open(self._data, os.O_RDONLY) as fd:
+                size = os.fstat(fd).st_size
             with self._open(self._record, os.O_RDONLY) as fd, open(fd, "rb", closefd=False) as file:
                 lines = file.read().split(b"\n")[:-1]  # what follows the last newline is torn
         except OSError:
             return set()
-        if not lines or lines[0] != self._head():
+        if size != self.meta.size or not lines or lines[0] != self._head():
             return set()
         numbers = {int(line) for line in lines[1:] if line.isdigit()}
         return {number for number in numbers if number < self.pieces}
 
     def prepare(self, done: set[int]) -> None:
-        """Make the file, of its full length; with nothing done, anew."""
+        """Make the file, of its full length, with these pieces of it done."""
         with self._writing():
             if not done:
                 remove_file(self._root, self._data)
                 remove_file(self._root, self._record)
-                with self._open(self._record, _FLAGS) as fd:
-                    os.write(fd, self._head() + b"\n")
             with self._open(self._data, _FLAGS) as fd:
                 os.ftruncate(fd, self.meta.size)
+            # Written anew: the next number must not be joined to one that was torn.
+            with self._open(self._record, _FLAGS | os.O_TRUNC) as fd:
+                os.write(fd, b"\n".join([self._head(), *(b"%d" % n for n in done), b""]))
 
     def write(self, index: int, data: memoryview) -> None:
         """Have the piece on its place, then say so."""
@@ -127,8 +130,9 @@ class HeldFile:
             with self._open(self._data, os.O_RDWR) as fd:
                 os.utime(fd, ns=(self.meta.mtime_ns, self.meta.mtime_ns))
                 os.fsync(fd)
-            move_into_place(self._root, self._data, self._place)
+            # First: a record without its bytes would be believed of the zeros of a new file.
             remove_file(self._root, self._record)
+            move_into_place(self._root, self._data, self._place)
 
     def _head(self) -> bytes:
         """The first line of the record: the version, and what else must be the same."""
