@@ -62,14 +62,18 @@ class Crew:
         """Take no new job and try nothing again, from now on."""
         self._stop.set()
 
+    def check(self) -> None:
+        """Raise `FusefsError` if the crew stops: for jobs that are long and ask no store."""
+        if self._stop.is_set():
+            raise FusefsError("the transfer was stopped")
+
     def retry(self, action: Callable[[], T]) -> T:
         """Do `action`, again after a pause as long as the store is unavailable.
 
         Raises what it raised last, and `FusefsError` at once if the crew stops.
         """
         for attempt in count(1):
-            if self._stop.is_set():
-                break
+            self.check()
             try:
                 return action()
             except StoreUnavailable as error:
@@ -78,7 +82,7 @@ class Crew:
                 after_s = error.retry_after_s if isinstance(error, StoreThrottled) else None
                 chance = random.random()  # noqa: S311 - jitter, no secret
                 self._stop.wait(backoff_s(attempt, chance, after_s))
-        raise FusefsError("the transfer was stopped")
+        raise AssertionError("unreachable: the last attempt returned or raised")
 
     def _work(self, source: Iterator[Job]) -> None:
         while not self._stop.is_set():

@@ -12,7 +12,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -25,13 +25,13 @@ from fusefs.store.folders import (
     remove_file,
     writing_translated,
 )
+from fusefs.transfer.hashing import hash_descriptor
 from fusefs.transfer.remote import PIECE_BYTES
 
 FOLDER = ".fusefs-pull"
 _FOLDER = [FOLDER.encode()]
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-_HASHED_BYTES = 1 << 20
 
 
 @contextmanager
@@ -113,10 +113,10 @@ class HeldFile:
             with self._open(self._record, os.O_WRONLY | os.O_APPEND) as fd:
                 os.write(fd, b"%d\n" % index)
 
-    def sha256(self) -> str:
-        """The SHA-256 of what is there, in hex."""
+    def sha256(self, told: Callable[[int], None]) -> str:
+        """The SHA-256 of what is there, in hex; `told` as `hash_descriptor` has it."""
         with self._writing(), self._open(self._data, os.O_RDONLY) as fd:
-            return hash_descriptor(fd)
+            return hash_descriptor(fd, told)
 
     def drop(self) -> None:
         """Forget it: the next attempt begins anew."""
@@ -159,13 +159,3 @@ class HeldFile:
     def _writing(self) -> Iterator[None]:
         with writing_translated(f"the file {self.name!r} in {self._root!r}"):
             yield
-
-
-def hash_descriptor(file_fd: int) -> str:
-    """The SHA-256 of an open file from its beginning, in hex."""
-    digest = hashlib.sha256()
-    buffer = bytearray(_HASHED_BYTES)
-    with open(file_fd, "rb", buffering=0, closefd=False) as stream:
-        while count := stream.readinto(buffer):
-            digest.update(memoryview(buffer)[:count])
-    return digest.hexdigest()

@@ -7,7 +7,6 @@ in a downloaded model points to is how secrets leave a machine.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 import threading
@@ -17,6 +16,7 @@ from functools import partial
 
 from fusefs.errors import FusefsError, ObjectChanged
 from fusefs.transfer.crew import Crew
+from fusefs.transfer.hashing import hash_descriptor
 from fusefs.transfer.manifest import FileRow
 from fusefs.transfer.progress import Progress
 
@@ -26,7 +26,6 @@ LEFT_OUT = frozenset({".fusefs", ".fusefs-pull", ".git", ".cache"})
 KEY_BYTES_MAX = 1024
 """What Amazon, Google and Azure take; a directory takes longer ones."""
 
-_HASHED_BYTES = 1 << 20
 _READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
 
 
@@ -101,17 +100,19 @@ def hash_all(files: list[LocalFile], crew: Crew, progress: Progress) -> list[Fil
     rows: dict[str, FileRow] = {}
     lock = threading.Lock()
 
+    def told(count: int) -> None:
+        crew.check()
+        with lock:
+            progress.advance(count)
+
     def hash_one(file: LocalFile) -> None:
-        digest = hashlib.sha256()
-        buffer = bytearray(_HASHED_BYTES)
         file_fd = open_unchanged(file)
-        with open(file_fd, "rb", buffering=0) as stream:
-            while count := stream.readinto(buffer):
-                digest.update(memoryview(buffer)[:count])
-                with lock:
-                    progress.advance(count)
+        try:
+            sha256 = hash_descriptor(file_fd, told)
             check_unchanged(file, file_fd)
-        rows[file.name] = FileRow(file.name, file.size, digest.hexdigest())
+        finally:
+            os.close(file_fd)
+        rows[file.name] = FileRow(file.name, file.size, sha256)
 
     crew.run(partial(hash_one, file) for file in files)
     return [rows[file.name] for file in files]

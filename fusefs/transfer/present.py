@@ -9,12 +9,13 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Callable
 from enum import Enum
 
 from fusefs.errors import FusefsError, Unsupported
 from fusefs.objects import ObjectMeta
 from fusefs.store.folders import open_folder, path_segments, writing_translated
-from fusefs.transfer.held import hash_descriptor
+from fusefs.transfer.hashing import hash_descriptor
 
 
 class Present(Enum):
@@ -25,8 +26,10 @@ class Present(Enum):
     DIFFERENT = "something else"
 
 
-def look(root: str, name: str, meta: ObjectMeta, sha256: str | None) -> Present:
-    """Compare what is at `name` below `root`.
+def look(
+    root: str, name: str, meta: ObjectMeta, sha256: str | None, told: Callable[[int], None]
+) -> Present:
+    """Compare what is at `name` below `root`; `told` as `hash_descriptor` has it.
 
     Raises `Unsupported` where there is a folder for a file or the other way round: no force
     replaces that.
@@ -42,7 +45,7 @@ def look(root: str, name: str, meta: ObjectMeta, sha256: str | None) -> Present:
             if sha256 is None:
                 same = status.st_mtime_ns == meta.mtime_ns
             else:
-                same = _hash(folder_fd, segments[-1]) == sha256
+                same = _hash(folder_fd, segments[-1], told) == sha256
     except FileNotFoundError:
         return Present.NOTHING
     except OSError as error:
@@ -70,10 +73,10 @@ def check_room(root: str, size: int) -> None:
         )
 
 
-def _hash(folder_fd: int, name: bytes) -> str:
+def _hash(folder_fd: int, name: bytes, told: Callable[[int], None]) -> str:
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     file_fd = os.open(name, flags, dir_fd=folder_fd)
     try:
-        return hash_descriptor(file_fd)
+        return hash_descriptor(file_fd, told)
     finally:
         os.close(file_fd)

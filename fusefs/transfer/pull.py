@@ -135,13 +135,11 @@ class Pull:
 
     def _look(self, wanted: Sequence[Wanted]) -> dict[str, Present]:
         """What the folder has of it already."""
-        self._progress.begin("comparing", sum(w.meta.size for w in wanted))
+        self._progress.begin("comparing", 0)  # how much there is to compare shows as it is done
         present: dict[str, Present] = {}
 
         def look_at(w: Wanted) -> None:
-            present[w.name] = look(self._folder, w.name, w.meta, w.sha256)
-            with self._lock:
-                self._progress.advance(w.meta.size)
+            present[w.name] = look(self._folder, w.name, w.meta, w.sha256, self._told)
 
         self._crew.run(partial(look_at, w) for w in wanted)
         return present
@@ -190,13 +188,16 @@ class Pull:
         self._progress.begin("checking", sum(file.meta.size for file in known))
 
         def check(file: HeldFile) -> None:
-            if file.sha256() != hashes[file.name]:
+            if file.sha256(self._told) != hashes[file.name]:
                 file.drop()
                 raise CorruptData(f"{file.name!r} has other bytes than its manifest says")
-            with self._lock:
-                self._progress.advance(file.meta.size)
 
         self._crew.run(partial(check, file) for file in known)
+
+    def _told(self, count: int) -> None:
+        self._crew.check()
+        with self._lock:
+            self._progress.advance(count)
 
     def _place(self, held: Sequence[HeldFile], different: set[str]) -> None:
         """Give all files their names, indexes last; one that is replaced goes away first."""

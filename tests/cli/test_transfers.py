@@ -8,6 +8,7 @@ import pty
 import signal
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -72,8 +73,8 @@ def test_another_model_is_refused_in_one_sentence(tmp_path: Path, place: Path) -
 
 def dying(verb: str, origin: Path, place: Path, pieces: int) -> None:
     """A transfer that SIGKILL ends."""
-    command = [sys.executable, "-m", "tests.transfer.dying", verb, origin, place, str(pieces)]
-    done = subprocess.run(command, cwd=ROOT, timeout=60, check=False)
+    command = [sys.executable, "-m", "tests.transfer.dying", verb, origin, place, pieces]
+    done = subprocess.run(list(map(str, command)), cwd=ROOT, timeout=60, check=False)
     assert done.returncode == -signal.SIGKILL
 
 
@@ -94,7 +95,7 @@ def test_a_killed_pull_goes_on(tmp_path: Path, place: Path) -> None:
     dying("pull", origin, place, 3)
     assert {path.name for path in place.iterdir()} == {".fusefs-pull"}
     report = report_of(run_fusefs("pull", f"file://{origin}", place, "--json"))
-    assert report["bytes_there"] == 3 * PART_BYTES
+    assert report["bytes_there"] == 3 * PART_BYTES + LARGE["config.json"]
     assert contents(place) == contents(origin)
     assert not (place / ".fusefs-pull").exists()
 
@@ -131,6 +132,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path, place: Path) -> None:
     os.truncate(model / "model.safetensors", 20 << 30)  # a hole: hashing it takes many seconds
     command = [sys.executable, "-m", "fusefs.cli", "push", str(model), f"file://{place}"]
     stderr, theirs = pty.openpty()  # the bar, which a terminal gets, tells when it is under way
+    termios.tcsetwinsize(theirs, (24, 100))
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stderr=theirs) as push:
         os.close(theirs)
         seen = b""

@@ -345,3 +345,6 @@ def test_progress_reaches_its_totals(bucket: Bucket, target: Path) -> None:
     Pull(SOURCE, bucket.store, str(target), Crew(4), watcher, False).run(dry_run=False)
     assert [step[0] for step in watcher.steps] == ["comparing", "pulling", "checking"]
     assert all(total == done for _, total, done in watcher.steps)
+    again = Watcher()
+    Pull(SOURCE, bucket.store, str(target), Crew(4), again, False).run(dry_run=False)
+    assert again.steps == [("comparing", 0, sum(MODEL.values()))]
