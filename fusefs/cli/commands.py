@@ -1,7 +1,7 @@
 """The commands: their arguments, what each does, and how each ends.
 
 Exit status 0 done, 1 failed, 2 wrong usage or configuration; a failure is one sentence on stderr.
-All that is printed is printed here.
+Those that move bytes without a mount are in `fusefs.cli.transfers`.
 """
 
 from __future__ import annotations
@@ -11,23 +11,20 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import fusefs
-from fusefs.cli.options import Override, parse_options
+from fusefs.cli.arguments import add_settings, add_source, config_of, said, settings_help
 from fusefs.cli.preflight import check_apart, check_fuse, check_mountpoint, resolve_mountpoint
-from fusefs.cli.report import listing_lines, listing_rows, printable, status_lines
-from fusefs.cli.resolve import resolve_config
+from fusefs.cli.report import printable, status_lines
 from fusefs.cli.start import StartFailed, mount_in_background, mount_in_front
+from fusefs.cli.terminal import complain, say
+from fusefs.cli.transfers import add_transfers
 from fusefs.client import Answer, ask_mount, ask_mounts, open_processes, process_ids, wait_ended
-from fusefs.config import SETTINGS, Config
 from fusefs.errors import ConfigError, FusefsError
 from fusefs.mount import kernel
-from fusefs.objects import ListPage
-from fusefs.store.base import Source
-from fusefs.store.source import open_store, parse_source
+from fusefs.store.source import parse_source
 
 END_TIMEOUT_S = 10.0
 """After an unmount the daemon has nothing left to do; a worker may wait for the network."""
@@ -42,7 +39,7 @@ class _Parser(argparse.ArgumentParser):
     """argparse, but a mistake is one sentence."""
 
     def error(self, message: str) -> NoReturn:
-        _complain(f"{message} (see {self.prog} --help)")
+        complain(f"{message} (see {self.prog} --help)")
         sys.exit(EXIT_USAGE)
 
 
@@ -68,29 +65,19 @@ def _run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
     except StartFailed as error:
-        _complain(str(error))
+        complain(str(error))
         return error.status
     except ConfigError as error:
-        _complain(str(error))
+        complain(str(error))
         return EXIT_USAGE
     except FusefsError as error:
-        _complain(str(error))
+        complain(str(error))
         return EXIT_FAILED
     except OSError as error:
         named = f"{error.filename}: " if error.filename else ""
-        _complain(f"{named}{error.strerror or error}")
+        complain(f"{named}{error.strerror or error}")
         return EXIT_FAILED
     return status
-
-
-def _complain(sentence: str) -> None:
-    print(f"fusefs: {printable(sentence)}", file=sys.stderr)
-
-
-def _say(lines: Iterable[str]) -> None:
-    for line in lines:
-        print(line)
-    sys.stdout.flush()
 
 
 def _fusefs_parser() -> argparse.ArgumentParser:
@@ -101,17 +88,17 @@ def _fusefs_parser() -> argparse.ArgumentParser:
     mount = commands.add_parser(
         "mount",
         help="mount SOURCE on the folder MOUNTPOINT",
-        epilog=_settings_help(),
+        epilog=settings_help(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    _add_source(mount)
+    add_source(mount)
     mount.add_argument("mountpoint", metavar="MOUNTPOINT", help="an empty folder")
     mount.add_argument("-f", "--foreground", action="store_true", help="stay in front")
     mount.add_argument(
-        "-o", dest="said", action="append", type=_said("-o"), default=[], metavar="OPTIONS",
+        "-o", dest="said", action="append", type=said("-o"), default=[], metavar="OPTIONS",
         help="options as mount(8) has them, and settings: -o allow_other,umask=077,memory=1G",
     )  # fmt: skip
-    _add_settings(mount)
+    add_settings(mount)
     mount.set_defaults(command=_mount, by_mount8=False)
 
     umount = commands.add_parser("umount", help="unmount, and end every process of the mount")
@@ -128,19 +115,15 @@ def _fusefs_parser() -> argparse.ArgumentParser:
     status.add_argument("--json", action="store_true", help="for scripts: an object, or a list")
     status.set_defaults(command=_status)
 
-    ls = commands.add_parser("ls", help="list a SOURCE without mounting it")
-    _add_source(ls)
-    ls.add_argument("--json", action="store_true", help="for scripts: a list of objects")
-    _add_settings(ls)
-    ls.set_defaults(command=_ls, by_mount8=False)
+    add_transfers(commands)
     return parser
 
 
 def _mount8_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="mount.fusefs", description="Called by mount(8): mount -t fusefs …")
-    _add_source(parser)
+    add_source(parser)
     parser.add_argument("mountpoint", metavar="MOUNTPOINT")
-    parser.add_argument("-o", dest="said", action="append", type=_said("-o"), default=[])
+    parser.add_argument("-o", dest="said", action="append", type=said("-o"), default=[])
     parser.add_argument("-f", dest="fake", action="store_true", help="check, but do not mount")
     parser.add_argument("-n", "-s", "-v", action="store_true", help="accepted, without effect")
     parser.add_argument("-t", metavar="TYPE", help="accepted, without effect")
@@ -149,56 +132,9 @@ def _mount8_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_source(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="SOURCE", help="s3://bucket[/prefix] or file:///folder")
-
-
-def _add_settings(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--memory", dest="said", action="append", type=_said("--memory"), metavar="SIZE",
-        help=f"{SETTINGS['engine.memory'].help}: 512M, 2GiB ({SETTINGS['engine.memory'].reason})",
-    )  # fmt: skip
-    parser.add_argument(
-        "--set", dest="said", action="append", type=_said("--set"), metavar="COMPONENT.KEY=VALUE",
-        help="any setting",
-    )  # fmt: skip
-    parser.add_argument("--config", type=Path, metavar="FILE", help="TOML, not /etc/fusefs.toml")
-    parser.set_defaults(said=[])
-
-
-def _said(flag: str) -> Callable[[str], tuple[str, str]]:
-    """Keeps with a value the flag it came from: all go to one list, whose order decides."""
-    return lambda text: (flag, text)
-
-
-def _settings_help() -> str:
-    rows = [
-        f"  {setting.name:<24}{setting.help} ({setting.default_text})"
-        for setting in SETTINGS.values()
-    ]
-    return "\n".join(
-        ["settings (--set, -o, [component] key = value in TOML, FUSEFS_COMPONENT_KEY):", *rows]
-    )
-
-
-def _config(arguments: argparse.Namespace) -> Config:
-    overrides: list[Override] = []
-    for flag, text in arguments.said:
-        if flag == "-o":
-            overrides.extend(parse_options(text, by_mount8=arguments.by_mount8))
-        elif flag == "--memory":
-            overrides.append((flag, "memory", text))
-        else:
-            name, equals, value = text.partition("=")
-            if not equals:
-                raise ConfigError(f"--set {printable(name)}: say COMPONENT.KEY=VALUE")
-            overrides.append((flag, name, value))
-    return resolve_config(file=arguments.config, environ=os.environ, overrides=overrides)
-
-
 def _checked_job(arguments: argparse.Namespace) -> dict[str, Any]:
     """The keeper's job, when all that can be known beforehand is in order."""
-    config = _config(arguments)
+    config = config_of(arguments)
     source = parse_source(arguments.source, config)
     mountpoint = resolve_mountpoint(arguments.mountpoint)
     check_mountpoint(mountpoint)
@@ -215,8 +151,8 @@ def _checked_job(arguments: argparse.Namespace) -> dict[str, Any]:
 def _mount(arguments: argparse.Namespace) -> int:
     job = _checked_job(arguments)
     if arguments.foreground:
-        said = f"{job['source']} is mounted on {job['mountpoint']}"
-        mount_in_front(job, lambda: _say([printable(said)]))
+        sentence = f"{job['source']} is mounted on {job['mountpoint']}"
+        mount_in_front(job, lambda: say([printable(sentence)]))
     else:
         mount_in_background(job)
     return 0
@@ -276,14 +212,14 @@ def _status(arguments: argparse.Namespace) -> int:
     answers = ask_mounts([row.mountpoint for row in rows])
     if arguments.json:
         objects = [_status_object(row, answer) for row, answer in zip(rows, answers, strict=True)]
-        _say([json.dumps(objects[0] if arguments.mountpoint is not None else objects, indent=2)])
+        say([json.dumps(objects[0] if arguments.mountpoint is not None else objects, indent=2)])
     elif not rows:
-        _say(["no fusefs mounts"])
+        say(["no fusefs mounts"])
     for row, answer in zip(rows, answers, strict=True):
         if answer.stats is None:
-            _complain(f"{row.mountpoint} {answer.trouble}")
+            complain(f"{row.mountpoint} {answer.trouble}")
         elif not arguments.json:
-            _say(status_lines(row.mountpoint, answer.stats))
+            say(status_lines(row.mountpoint, answer.stats))
     return 0 if all(answer.stats is not None for answer in answers) else EXIT_FAILED
 
 
@@ -301,23 +237,3 @@ def _status_object(row: kernel.MountRow, answer: Answer) -> dict[str, Any]:
     if answer.stats is not None:
         return answer.stats
     return {"source": row.source, "mountpoint": row.mountpoint, "error": answer.trouble}
-
-
-def _ls(arguments: argparse.Namespace) -> int:
-    config = _config(arguments)
-    source = parse_source(arguments.source, config)
-    rows = listing_rows(source.prefix, _list_pages(source, config))
-    _say([json.dumps(rows, indent=2)] if arguments.json else listing_lines(rows))
-    return 0
-
-
-def _list_pages(source: Source, config: Config) -> list[ListPage]:
-    store = open_store(source, config)
-    try:
-        store.check(source.prefix)  # what is missing or refused is said for the SOURCE as typed
-        pages = [store.list_page(source.prefix, None)]
-        while (token := pages[-1].next_token) is not None:
-            pages.append(store.list_page(source.prefix, token))
-    finally:
-        store.close()
-    return pages

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fusefs.objects import ListPage, ObjectMeta
+from fusefs.transfer.progress import Report
+from fusefs.tree.names import is_reserved
 
 _LABEL_WIDTH = 12
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
@@ -138,31 +140,66 @@ def _knob(name: str, knob: dict[str, Any]) -> str:
     return f"{name} {actual} instead of {knob.get('wanted')}: not set, {why}"
 
 
-def listing_rows(prefix: str, pages: Sequence[ListPage]) -> list[dict[str, Any]]:
-    """What lies directly below `prefix`, by name: {"name", "type", "size"?, "mtime"?}.
+def listing_rows(
+    prefix: str, pages: Sequence[ListPage], with_etag: bool = False
+) -> list[dict[str, Any]]:
+    """What lies directly below `prefix`, by name: {"name", "type", "size"?, "mtime"?, "etag"?}.
 
-    Directories end in "/"; times are UTC, in whole seconds.
+    Directories end in "/"; times are UTC, in whole seconds. What is ours (`.fusefs`) is not shown.
     """
     rows = [
         {"name": key.removeprefix(prefix), "type": "directory"}
         for page in pages
         for key in page.prefixes
+        if not is_reserved(prefix, key)
     ]
     rows += [
-        _file_row(prefix, meta) for page in pages for meta in page.objects if meta.id.key != prefix
+        file_row(prefix, meta, with_etag)
+        for page in pages
+        for meta in page.objects
+        if meta.id.key != prefix and not is_reserved(prefix, meta.id.key)
     ]
     return sorted(rows, key=lambda row: str(row["name"]))
 
 
-def _file_row(prefix: str, meta: ObjectMeta) -> dict[str, Any]:
+def file_row(prefix: str, meta: ObjectMeta, with_etag: bool = False) -> dict[str, Any]:
+    """One object as `listing_rows` has it."""
     mtime = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(meta.mtime_ns // 10**9))
-    name = meta.id.key.removeprefix(prefix)
-    return {"name": name, "type": "file", "size": meta.size, "mtime": mtime}
+    row = {
+        "name": meta.id.key.removeprefix(prefix),
+        "type": "file",
+        "size": meta.size,
+        "mtime": mtime,
+    }
+    return {**row, "etag": meta.id.etag} if with_etag else row
 
 
 def listing_lines(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """`listing_rows` as a table: size in bytes, time, name."""
+    """`listing_rows` as a table: size in bytes, time, etag where there are any, name."""
     width = max((len(str(row["size"])) for row in rows if "size" in row), default=1)
+    etag_width = max((len(row["etag"]) for row in rows if "etag" in row), default=0)
     for row in rows:
         size, mtime = row.get("size", "-"), row.get("mtime", "-")
-        yield f"{size:>{width}}  {mtime:<20}  {printable(row['name'])}"
+        etag = f"{printable(row.get('etag', '-')):<{etag_width}}  " if etag_width else ""
+        yield f"{size:>{width}}  {mtime:<20}  {etag}{printable(row['name'])}"
+
+
+def transfer_lines(did: str, report: Report, dry_run: bool) -> Iterator[str]:
+    """How a transfer went: what it did, or would do. `did` is "pushed" or "pulled"."""
+    if dry_run:
+        verb = did.removesuffix("ed")
+        for name in report.moved:
+            yield printable(f"would {verb} {name}")
+        for name in report.removed:
+            yield printable(f"would remove {name}")
+    moved = f"{report.files_moved} of {report.files} files, {show_bytes(report.bytes_moved)}"
+    if dry_run:
+        yield f"{moved}; {show_bytes(report.bytes_there)} are there"
+    elif not report.files_moved and not report.removed:
+        yield f"already there: {report.files} files, {show_bytes(report.bytes_there)}"
+    else:
+        rate = show_bytes(report.bytes_moved / max(report.seconds, 0.001))
+        yield (
+            f"{did} {moved} in {report.seconds:.1f} s, {rate}/s;"
+            f" {show_bytes(report.bytes_there)} were there"
+        )

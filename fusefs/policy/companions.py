@@ -28,7 +28,12 @@ _SUFFIXES = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".yaml", ".yml", 
 
 def is_companion(meta: ObjectMeta) -> bool:
     """Whether this is a small file of the sort that is read before the weights."""
-    return 0 < meta.size <= COMPANION_BYTES_MAX and meta.id.key.lower().endswith(_SUFFIXES)
+    return 0 < meta.size <= COMPANION_BYTES_MAX and is_companion_name(meta.id.key)
+
+
+def is_companion_name(name: str) -> bool:
+    """Whether a file of this name is of the sort that is read before the weights."""
+    return name.lower().endswith(_SUFFIXES)
 
 
 def companions_of(

@@ -23,7 +23,7 @@ from fusefs.objects import ListPage, ObjectId, ObjectMeta
 from fusefs.telemetry.counters import Counters
 from fusefs.tree.flights import Flights
 from fusefs.tree.inodes import Entry, Inodes
-from fusefs.tree.names import name_below, prefix_of
+from fusefs.tree.names import is_reserved, name_below, prefix_of
 
 NAMES_CACHED_MAX = 100_000
 """Names in all cached listings together: about 60 MB (tests/tree/test_memory.py). The largest model
@@ -94,7 +94,7 @@ class _Gathering:
                 self._add_directory(meta.id.key)  # a marker makes a directory and is no file
             elif (name := name_below(prefix, meta.id.key)) is not None:
                 self._files[name] = self._inodes.file(inode, name, meta)
-            else:
+            elif not is_reserved(prefix, meta.id.key):
                 self._unnameable.add(meta.id.key)
 
     def _add_directory(self, key: str) -> None:
@@ -102,7 +102,8 @@ class _Gathering:
             return
         name = name_below(self._directory.key, key)
         if name is None:
-            self._unnameable.add(key)
+            if not is_reserved(self._directory.key, key):
+                self._unnameable.add(key)
         elif name not in self._directories:
             self._directories[name] = self._inodes.directory(self._directory.inode, name, key)
 

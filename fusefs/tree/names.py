@@ -3,8 +3,8 @@
 Pure: no state, no I/O. A directory is a prefix ("" or "…/"); what lies directly below it is one
 *segment* of a key. The one idea: a segment is shown exactly if it turns into a name and back
 without loss, so that no two keys share a name and no name leads out of its directory. The others
-are hidden: the empty segment ("a//b"), "." and "..", anything with NUL, more than 255 bytes, and
-text that is neither UTF-8 nor escaped bytes.
+are hidden: the empty segment ("a//b"), "." and "..", anything with NUL, more than 255 bytes, text
+that is neither UTF-8 nor escaped bytes, and the one name that is reserved.
 """
 
 from __future__ import annotations
@@ -12,7 +12,11 @@ from __future__ import annotations
 NAME_BYTES_MAX = 255
 """Linux: NAME_MAX in <linux/limits.h>, which statfs and every C library promise to applications."""
 
-_UNNAMEABLE = frozenset({"", ".", ".."})
+RESERVED = ".fusefs"
+"""In every directory: what `fusefs push` notes beside a model. It is ours, so it is not shown, and
+not worth a warning either."""
+
+_UNNAMEABLE = frozenset({"", ".", "..", RESERVED})
 
 
 def name_of(segment: str) -> bytes | None:
@@ -46,6 +50,11 @@ def name_below(prefix: str, key: str) -> bytes | None:
     if not key.startswith(prefix):
         return None
     return name_of(key[len(prefix) :].removesuffix("/"))
+
+
+def is_reserved(prefix: str, key: str) -> bool:
+    """Whether `key` (with or without a final "/") has the reserved name in the directory."""
+    return key.removesuffix("/") == prefix + RESERVED
 
 
 def prefix_of(key: str) -> str:

@@ -52,6 +52,16 @@ class SimulatedStore:
         with self._lock:
             del self._objects[key]
 
+    def all_keys(self) -> set[str]:
+        """Every key there is now."""
+        with self._lock:
+            return set(self._objects)
+
+    def data(self, key: str) -> bytes:
+        """The current bytes of `key`, which must exist."""
+        with self._lock:
+            return self._objects[key][1]
+
     def fail_next(self, error: FusefsError, count: int = 1) -> None:
         """Let the next `count` requests of any kind raise `error`."""
         with self._lock:

@@ -26,7 +26,7 @@ class GcsSubject:
         self.bucket = bucket
         self.config = GcsConfig(endpoint_url=google.endpoint, anonymous=True)
         self.store: Store = GcsStore(bucket, self.config, CONNECTIONS)
-        self._writer: Writer | None = None
+        self._writers: list[Writer] = []
 
     def put(self, key: str, data: bytes) -> None:
         """See `Subject`."""
@@ -51,14 +51,14 @@ class GcsSubject:
         finally:
             self.google.forbidden = False
 
-    def writer(self) -> Writer:
-        """What writes to the same bucket."""
-        if self._writer is None:
-            self._writer = GcsWriter(self.bucket, "", self.config, CONNECTIONS, PART_BYTES)
-        return self._writer
+    def writer(self, part_bytes: int | None = None) -> Writer:
+        """See `Subject`."""
+        made = GcsWriter(self.bucket, "", self.config, CONNECTIONS, part_bytes or PART_BYTES)
+        self._writers.append(made)
+        return made
 
     def close(self) -> None:
         """Let go of all connections."""
         self.store.close()
-        if self._writer is not None:
-            self._writer.close()
+        for made in self._writers:
+            made.close()

@@ -19,17 +19,21 @@ from botocore.exceptions import ClientError
 
 from fusefs.config import Config, S3Config
 from fusefs.store.azure import open_store as open_azure
-from fusefs.store.base import Store
+from fusefs.store.base import Store, Writer
 from fusefs.store.posix import PosixStore
+from fusefs.store.posix_write import PosixWriter
 from fusefs.store.s3 import S3Store
+from fusefs.store.s3_write import S3Writer
 from fusefs.store.source import open_store, open_writer, parse_source
 from tests.harness.azurite import ACCOUNT, Azurite
 from tests.harness.moto import Moto
 from tests.harness.redis_server import RedisServer
 from tests.harness.simulated import SimulatedStore
+from tests.harness.simulated_writer import PART_BYTES, SimulatedWriter
 from tests.harness.weed import Weed
 
 CONNECTIONS = 8
+AMAZON_PART_BYTES_MIN = 5 << 20
 
 
 class Unholdable(Exception):
@@ -54,6 +58,9 @@ class Subject(Protocol):
     def refused(self, action: Callable[[Store], object]) -> None:
         """Run `action` with the store as one sees it who may not read it."""
 
+    def writer(self, part_bytes: int | None = None) -> Writer:
+        """A new writer on this bucket; its parts are this large where the store lets one choose."""
+
 
 class SimulatedSubject:
     """The fake, held to what the others promise."""
@@ -63,6 +70,11 @@ class SimulatedSubject:
     def __init__(self) -> None:
         self.fake = SimulatedStore()
         self.store: Store = self.fake
+        self._unfinished: dict[str, dict[int, bytes]] = {}
+
+    def writer(self, part_bytes: int | None = None) -> Writer:
+        """See `Subject`."""
+        return SimulatedWriter(self.fake, self._unfinished, part_bytes or PART_BYTES)
 
     def put(self, key: str, data: bytes) -> None:
         """See `Subject`."""
@@ -92,6 +104,10 @@ class PosixSubject:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.store: Store = PosixStore(str(directory))
+
+    def writer(self, part_bytes: int | None = None) -> Writer:
+        """See `Subject`."""
+        return PosixWriter(str(self.directory), part_bytes or PART_BYTES)
 
     def put(self, key: str, data: bytes) -> None:
         """See `Subject`."""
@@ -133,7 +149,14 @@ class RedisSubject:
         with server.client() as client:
             client.flushall()
         self.store: Store = self._open()
-        self._writer = open_writer(parse_source(server.source), Config())
+        self._writers: list[Writer] = []
+        self._writer = self.writer()
+
+    def writer(self, part_bytes: int | None = None) -> Writer:
+        """See `Subject`. Parts are the chunks of the layout."""
+        made = open_writer(parse_source(self._server.source), Config())
+        self._writers.append(made)
+        return made
 
     def put(self, key: str, data: bytes) -> None:
         """See `Subject`."""
@@ -159,9 +182,10 @@ class RedisSubject:
 
     def close(self) -> None:
         """Let go of all connections."""
-        self._writer.close()
         for store in self._opened:
             store.close()
+        for made in self._writers:
+            made.close()
 
     def _open(self, db: str = "") -> Store:
         store = open_store(parse_source(self._server.source + db), Config())
@@ -178,6 +202,14 @@ class S3Subject:
         self.store: Store = S3Store(bucket, S3Config(), CONNECTIONS)
         self._bucket = bucket
         self._client: Any = server.client()
+        self._writers: list[Writer] = []
+
+    def writer(self, part_bytes: int | None = None) -> Writer:
+        """See `Subject`. Amazon takes no part of less than 5 MiB but the last, and moto neither."""
+        size = max(part_bytes or PART_BYTES, AMAZON_PART_BYTES_MIN)
+        made = S3Writer(self._bucket, S3Config(), CONNECTIONS, size)
+        self._writers.append(made)
+        return made
 
     def put(self, key: str, data: bytes) -> None:
         """See `Subject`."""
@@ -208,6 +240,8 @@ class S3Subject:
     def close(self) -> None:
         """Let go of all connections."""
         self.store.close()
+        for made in self._writers:
+            made.close()
         self._client.close()
 
 
@@ -221,6 +255,13 @@ class AzureSubject:
         self._container = container
         self._client = azurite.client()
         self.store: Store = self._store(container)
+        self._writers: list[Writer] = []
+
+    def writer(self, part_bytes: int | None = None) -> Writer:
+        """See `Subject`. Parts have the size that the writer chooses."""
+        made = open_writer(parse_source(f"az://{ACCOUNT}/{self._container}"), Config())
+        self._writers.append(made)
+        return made
 
     def put(self, key: str, data: bytes) -> None:
         """See `Subject`. Azurite takes a name that XML cannot hold, and can then list nothing."""
@@ -254,6 +295,8 @@ class AzureSubject:
     def close(self) -> None:
         """Let go of all connections."""
         self.store.close()
+        for made in self._writers:
+            made.close()
         self._client.close()
 
     def _store(self, container: str) -> Store:

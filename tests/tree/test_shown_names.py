@@ -22,7 +22,9 @@ from fusefs.tree.tree import Tree
 from tests.tree.simulated import SimulatedBucket, make_tree
 
 segments = st.one_of(
-    st.sampled_from(["", ".", "..", "a", "b", "a-", "é", "\0", "x" * 256, "\udcff", "\ud800"]),
+    st.sampled_from(
+        ["", ".", "..", ".fusefs", "a", "b", "a-", "é", "\0", "x" * 256, "\udcff", "\ud800"]
+    ),
     st.text(max_size=3),
 )
 keys = st.lists(segments, min_size=1, max_size=4).map("/".join).filter(bool)

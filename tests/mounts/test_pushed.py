@@ -1,0 +1,61 @@
+"""A folder that was pushed, seen through a mount, and pulled again: the same bytes and names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.harness.mounted import open_mount
+from tests.harness.weed import Weed
+from tests.transfer.folders import contents, fill
+
+FILES = {
+    "model-00001-of-00002.safetensors": (8 << 20) + 13,
+    "model-00002-of-00002.safetensors": 5_000_000,
+    "model.safetensors.index.json": 400,
+    "tokenizer/ünï code+ %2F.txt": 70_000,
+    "日本語/deep/er/a b": 1,
+    "empty": 0,
+}
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A folder with awkward names."""
+    return fill(tmp_path / "model", FILES)
+
+
+def test_a_pushed_folder_is_what_a_mount_shows(model: Path, tmp_path: Path) -> None:
+    """Pushed, mounted, and pulled from there: byte-identical, and nothing of ours is seen."""
+    place = tmp_path / "place"
+    place.mkdir()
+    with open_mount(f"file://{place}", "--set", "tree.ttl_s=0") as mounted:
+        assert list(mounted.path.iterdir()) == []
+        pushed = mounted.run_cli("push", str(model), f"file://{place}")
+        assert pushed.returncode == 0, pushed.stderr
+    with open_mount(f"file://{place}") as mounted:
+        assert contents(mounted.path) == contents(model)
+        names = {path.name for path in mounted.path.rglob("*")}
+        assert not (mounted.path / ".fusefs").exists()
+        assert ".fusefs" not in names
+        assert mounted.counters()["names_hidden"] == 0
+    pulled = mounted.run_cli("pull", f"file://{place}", str(tmp_path / "pulled"))
+    assert pulled.returncode == 0, pulled.stderr
+    assert contents(tmp_path / "pulled") == contents(model)
+
+
+def test_a_bucket_is_pulled(
+    model: Path, tmp_path: Path, weed: Weed, upload: Callable[[Path], str]
+) -> None:
+    """What others uploaded to S3 comes back as a mount of it shows it, and can be pushed on."""
+    bucket = upload(model)
+    with open_mount(f"s3://{bucket}", environment=weed.environment) as mounted:
+        first = tmp_path / "first"
+        pulled = mounted.run_cli("pull", f"s3://{bucket}", str(first))
+        assert pulled.returncode == 0, pulled.stderr
+        assert contents(first) == contents(model) == contents(mounted.path)
+        pushed = mounted.run_cli("push", str(first), f"file://{tmp_path}/second")
+        assert pushed.returncode == 0, pushed.stderr
+    assert contents(tmp_path / "second") == contents(model)
