@@ -79,7 +79,10 @@ def check_apart(folder: str, destination: str) -> None:
 
 def open_unchanged(file: LocalFile) -> int:
     """A descriptor of the file. Raises `ObjectChanged` if it is another than was looked at."""
-    file_fd = os.open(file.path, _READ_FLAGS)
+    try:
+        file_fd = os.open(file.path, _READ_FLAGS)
+    except OSError as error:
+        raise ObjectChanged(f"{file.path!r} cannot be read any more: {error.strerror}") from error
     try:
         check_unchanged(file, file_fd)
     except BaseException:
@@ -90,7 +93,11 @@ def open_unchanged(file: LocalFile) -> int:
 
 def check_unchanged(file: LocalFile, file_fd: int) -> None:
     """Raise `ObjectChanged` if the open file, or what has its name now, is not as it was."""
-    if _stamp(os.fstat(file_fd)) != file.stamp or _stamp(os.stat(file.path)) != file.stamp:
+    try:
+        unchanged = _stamp(os.fstat(file_fd)) == _stamp(os.stat(file.path)) == file.stamp
+    except FileNotFoundError:
+        unchanged = False
+    if not unchanged:
         raise ObjectChanged(f"{file.path!r} was changed meanwhile: push it when it is at rest")
 
 

@@ -248,6 +248,9 @@ def test_a_file_that_changes_is_refused(model: Path) -> None:
     (changed,) = [file for file in files if file.name == "config.json"]
     with pytest.raises(ObjectChanged, match=r"config\.json"):
         open_unchanged(changed)
+    Path(changed.path).unlink()
+    with pytest.raises(ObjectChanged, match=r"config\.json.*any more"):
+        open_unchanged(changed)
 
 
 class LyingWriter(SimulatedWriter):
