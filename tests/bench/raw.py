@@ -61,7 +61,7 @@ class _Fetcher:
             response_checksum_validation="when_required",
         )
         client = session.client("s3", config=config)
-        buffers = [_buffer(self._job["range_bytes"]) for _ in range(self._job["threads"])]
+        buffers = [touched_buffer(self._job["range_bytes"]) for _ in range(self._job["threads"])]
         threads = [
             threading.Thread(target=self._fetch_all, args=(client, buffer)) for buffer in buffers
         ]
@@ -116,7 +116,7 @@ class _Fetcher:
                 self._wrong.append(f"{wanted}: other bytes")
 
 
-def _buffer(size: int) -> memoryview:
+def touched_buffer(size: int) -> memoryview:
     """Return memory that has been touched: a first touch costs more than the copy."""
     memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory.madvise(mmap.MADV_HUGEPAGE)

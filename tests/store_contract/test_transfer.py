@@ -12,7 +12,7 @@ from fusefs.transfer.crew import Crew
 from fusefs.transfer.progress import Report
 from fusefs.transfer.pull import Pull
 from fusefs.transfer.push import Destination, Push
-from tests.store_contract.subjects import WritableSubject
+from tests.store_contract.subjects import Subject
 from tests.transfer.folders import Watcher, contents, fill
 
 SOURCE = Source("s3", "bucket", "", "s3://bucket/")
@@ -25,7 +25,7 @@ FILES = {
 }
 
 
-def push(subject: WritableSubject, folder: Path, force: bool = False) -> Report:
+def push(subject: Subject, folder: Path, force: bool = False) -> Report:
     """Push with a new writer."""
     writer = subject.writer()
     try:
@@ -35,25 +35,25 @@ def push(subject: WritableSubject, folder: Path, force: bool = False) -> Report:
         writer.close()
 
 
-def pull(subject: WritableSubject, folder: Path) -> dict[str, bytes]:
+def pull(subject: Subject, folder: Path) -> dict[str, bytes]:
     """Pull into a new folder and return what is in it."""
     Pull(SOURCE, subject.store, str(folder), Crew(4), Watcher(), False).run(dry_run=False)
     return contents(folder)
 
 
-def test_pushed_and_pulled_is_the_same(writable: WritableSubject, tmp_path: Path) -> None:
+def test_pushed_and_pulled_is_the_same(subject: Subject, tmp_path: Path) -> None:
     """Every byte and name comes back; a second push sends nothing."""
     folder = fill(tmp_path / "model", FILES)
-    assert push(writable, folder).files_moved == len(FILES)
-    assert pull(writable, tmp_path / "pulled") == contents(folder)
-    assert push(writable, folder).files_moved == 0
+    assert push(subject, folder).files_moved == len(FILES)
+    assert pull(subject, tmp_path / "pulled") == contents(folder)
+    assert push(subject, folder).files_moved == 0
 
 
-def test_a_model_is_replaced_by_force(writable: WritableSubject, tmp_path: Path) -> None:
+def test_a_model_is_replaced_by_force(subject: Subject, tmp_path: Path) -> None:
     """Another model is refused, and with force it is all that is left."""
-    push(writable, fill(tmp_path / "old", FILES))
+    push(subject, fill(tmp_path / "old", FILES))
     new = fill(tmp_path / "new", {"model.safetensors": 5_000_000, "config.json": 2}, seed=2)
     with pytest.raises(FusefsError, match="--force"):
-        push(writable, new)
-    push(writable, new, force=True)
-    assert pull(writable, tmp_path / "pulled") == contents(new)
+        push(subject, new)
+    push(subject, new, force=True)
+    assert pull(subject, tmp_path / "pulled") == contents(new)
