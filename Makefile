@@ -36,7 +36,7 @@ bench: .venv/.made-bench ## measure against other mounts (ARGS="…" for its opt
 	@sh .ci/setup.sh run $(PYTHON)
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "installing fusefs into .venv"
-	@$(PIP) --editable '.[s3]'
+	@$(PIP) --editable '.[s3,gcs,azure,redis]'
 	@$(BIN)/fusefs --help > /dev/null
 	@touch $@
 

@@ -41,6 +41,7 @@ case $group in
         ;;
     bench)
         need "s3fs" command -v s3fs
+        need "libnginx-mod-stream" test -e /usr/lib/nginx/modules/ngx_stream_module.so
         ;;
     *)
         echo "setup.sh: no group $group; there are run, test, bench" >&2

@@ -12,11 +12,12 @@ from fusefs.cli.report import printable
 from fusefs.cli.resolve import resolve_config
 from fusefs.config import SETTINGS, Config
 from fusefs.errors import ConfigError
+from fusefs.store.source import source_examples
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:
     """The argument SOURCE."""
-    parser.add_argument("source", metavar="SOURCE", help="s3://bucket[/prefix] or file:///folder")
+    parser.add_argument("source", metavar="SOURCE", help=source_examples())
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:

@@ -35,7 +35,7 @@ from urllib3.connection import HTTPConnection
 import fusefs
 from fusefs.config import AzureConfig
 from fusefs.errors import AccessDenied, ConfigError, FusefsError, ObjectNotFound
-from fusefs.store.azure_errors import SDK_ERRORS, answered, chain, translate
+from fusefs.store.azure_errors import SDK_ERRORS, answered, translate
 from fusefs.store.azure_source import (
     ACCOUNT,
     CONNECTION_STRING,
@@ -45,6 +45,7 @@ from fusefs.store.azure_source import (
     endpoint_of,
 )
 from fusefs.store.base import Source
+from fusefs.store.http_errors import chain
 
 KEY = "AZURE_STORAGE_KEY"
 SAS_TOKEN = "AZURE_STORAGE_SAS_TOKEN"  # noqa: S105 # the name of a variable

@@ -11,7 +11,7 @@ import http.client
 import re
 import socket
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from xml.etree.ElementTree import ParseError
@@ -36,6 +36,7 @@ from fusefs.errors import (
     StoreUnavailable,
     Unsupported,
 )
+from fusefs.store.http_errors import chain, retry_after_s
 
 SDK_ERRORS = (
     AzureError,
@@ -94,9 +95,6 @@ _CLOCKED = frozenset({"AuthenticationFailed", "AuthorizationFailure"})
 _CLOCK_SKEW_MAX_S = 900.0
 """Azure takes requests whose date is at most 15 minutes from its own."""
 
-_RETRY_AFTER_MAX_S = 300.0
-"""A larger Retry-After is a mistake or an attack; a deadline passes long before."""
-
 
 def answered(
     status: int, headers: Mapping[str, str], what: str, sas_expiry: datetime | None = None
@@ -111,7 +109,9 @@ def answered(
     code = code if re.fullmatch(r"[A-Za-z]\w{0,63}", code) else ""
     said = f"status {status}" + (f", {code}" if code else "")
     if code in _THROTTLED or status in (429, 503):
-        return StoreThrottled(f"{what} must wait: the store is busy ({said})", _wait_s(headers))
+        return StoreThrottled(
+            f"{what} must wait: the store is busy ({said})", retry_after_s(headers)
+        )
     if code in _CLOCKED and (reason := _why_failed(headers, sas_expiry)):
         return AccessDenied(f"{what} is refused: {reason} ({said})")
     if code in _DENIED:
@@ -194,20 +194,6 @@ def _refused(cause: BaseException) -> bool:
     return isinstance(cause, urllib3.exceptions.NewConnectionError)
 
 
-def chain(error: BaseException) -> Iterator[BaseException]:
-    """The error and those inside it: azure-core wraps in a field, urllib3 in an argument."""
-    waiting: list[object] = [error]
-    seen: set[int] = set()
-    while waiting:
-        cause = waiting.pop(0)
-        if not isinstance(cause, BaseException) or id(cause) in seen:
-            continue
-        seen.add(id(cause))
-        yield cause
-        waiting += [getattr(cause, "inner_exception", None), getattr(cause, "reason", None)]
-        waiting += [cause.__cause__, cause.__context__, *cause.args]
-
-
 def _why_failed(headers: Mapping[str, str], sas_expiry: datetime | None) -> str | None:
     """What Azure's clock says about a failed authentication, if it says anything."""
     here = datetime.now(UTC)
@@ -221,15 +207,3 @@ def _why_failed(headers: Mapping[str, str], sas_expiry: datetime | None) -> str 
     if sas_expiry is not None and sas_expiry <= there:
         return f"the SAS has expired on {sas_expiry:%Y-%m-%d %H:%M} UTC: get a new one"
     return None
-
-
-def _wait_s(headers: Mapping[str, str]) -> float | None:
-    """Retry-After in seconds, if it is there and makes sense (RFC 9110, 10.2.3)."""
-    text = headers.get("retry-after", "")
-    try:
-        if text.isdecimal():
-            return min(float(text), _RETRY_AFTER_MAX_S)
-        wait = parsedate_to_datetime(text) - parsedate_to_datetime(headers["date"])
-    except (KeyError, TypeError, ValueError):
-        return None
-    return min(max(wait.total_seconds(), 0.0), _RETRY_AFTER_MAX_S)

@@ -11,8 +11,7 @@ import http.client
 import os
 import re
 import ssl
-from collections.abc import Iterator, Mapping
-from email.utils import parsedate_to_datetime
+from collections.abc import Mapping
 from typing import Any
 
 import requests
@@ -30,6 +29,7 @@ from fusefs.errors import (
     StoreTimeout,
     StoreUnavailable,
 )
+from fusefs.store.http_errors import chain, retry_after_s
 
 SDK_ERRORS = (
     GoogleAPICallError,
@@ -66,9 +66,6 @@ _NO_CREDENTIALS = (
     " GOOGLE_APPLICATION_CREDENTIALS, give this machine a service account, or set gcs.anonymous"
 )
 
-_RETRY_AFTER_MAX_S = 300.0
-"""A larger Retry-After is a mistake or an attack; a deadline passes long before."""
-
 _BUNDLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 """Where requests looks for whom to trust, in its order."""
 
@@ -101,7 +98,9 @@ def _answered(error: GoogleAPICallError, what: str) -> FusefsError:
     reason = _reason(error)
     said = f"status {status}" + (f", {reason}" if reason else "")
     if status in (429, 503) or reason in _THROTTLED:
-        return StoreThrottled(f"{what} must wait: the store is busy ({said})", _wait_s(headers))
+        return StoreThrottled(
+            f"{what} must wait: the store is busy ({said})", retry_after_s(headers)
+        )
     if status in (401, 403) or (status == 400 and reason in _DENIED):
         advice = _DENIED.get(reason, "check credentials and policy")
         return AccessDenied(f"{what} is refused: {advice} ({said})")
@@ -128,7 +127,7 @@ def _without_credentials(error: auth.GoogleAuthError, what: str) -> FusefsError:
     """Google was not asked: there is nothing to show it, or it could not be renewed."""
     if isinstance(error, auth.DefaultCredentialsError):
         return AccessDenied(f"{what} cannot be asked for: {_NO_CREDENTIALS}")
-    unreachable = any(isinstance(cause, auth.TransportError) for cause in _chain(error))
+    unreachable = any(isinstance(cause, auth.TransportError) for cause in chain(error))
     if unreachable or error.retryable:
         return StoreUnavailable(f"{what} must wait: the service that issues tokens gives none now")
     words = [cause.get("error") for cause in error.args if isinstance(cause, Mapping)]
@@ -141,7 +140,7 @@ def _without_credentials(error: auth.GoogleAuthError, what: str) -> FusefsError:
 
 def _transport(error: Exception, what: str) -> FusefsError:
     """No answer, or half of one."""
-    causes = list(_chain(error))
+    causes = list(chain(error))
     for cause in causes:
         if isinstance(cause, ssl.SSLCertVerificationError):
             return ConfigError(
@@ -167,28 +166,3 @@ _VALUE_ERRORS_OF_TRANSPORT = (OSError, urllib3.exceptions.HTTPError)
 """Some of these are ValueErrors by inheritance only, as some of requests' are."""
 
 _TIMEOUTS = (requests.Timeout, urllib3.exceptions.TimeoutError, TimeoutError)
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error and those inside it: requests and urllib3 wrap in arguments and attributes."""
-    waiting: list[object] = [error]
-    seen: set[int] = set()
-    while waiting:
-        cause = waiting.pop(0)
-        if not isinstance(cause, BaseException) or id(cause) in seen:
-            continue
-        seen.add(id(cause))
-        yield cause
-        waiting += [cause.__cause__, cause.__context__, getattr(cause, "reason", None), *cause.args]
-
-
-def _wait_s(headers: Mapping[str, str]) -> float | None:
-    """Retry-After in seconds, if it is there and makes sense (RFC 9110, 10.2.3)."""
-    text = headers.get("Retry-After", "")
-    try:
-        if text.isdecimal():
-            return min(float(text), _RETRY_AFTER_MAX_S)
-        wait = parsedate_to_datetime(text) - parsedate_to_datetime(headers["Date"])
-    except (KeyError, TypeError, ValueError):
-        return None
-    return min(max(wait.total_seconds(), 0.0), _RETRY_AFTER_MAX_S)

@@ -11,7 +11,7 @@ import http.client
 import re
 import ssl
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -30,6 +30,7 @@ from fusefs.errors import (
     StoreUnavailable,
     Unsupported,
 )
+from fusefs.store.http_errors import chain, retry_after_s
 
 SDK_ERRORS = (
     sdk.BotoCoreError,
@@ -65,9 +66,6 @@ _NO_CREDENTIALS = (
     "no usable AWS credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, name a profile, or"
     " give this machine a role"
 )
-
-_RETRY_AFTER_MAX_S = 300.0
-"""A larger Retry-After is a mistake or an attack; a deadline passes long before."""
 
 
 def shown(key: str) -> str:
@@ -157,7 +155,9 @@ def _answered(response: Mapping[str, Any], what: str) -> FusefsError:
     said = _said(status, code)
     region = headers.get("x-amz-bucket-region") or details.get("Region")
     if code in _THROTTLED or status in (429, 503):
-        return StoreThrottled(f"{what} must wait: the store is busy ({said})", _wait_s(headers))
+        return StoreThrottled(
+            f"{what} must wait: the store is busy ({said})", retry_after_s(headers)
+        )
     if code in _DENIED:
         return AccessDenied(f"{what} is refused: {_DENIED[code]} ({said})")
     if code in _OVERTAKEN:
@@ -227,7 +227,7 @@ _WRONG_REGION = frozenset(
 
 def _transport(error: Exception, what: str) -> FusefsError:
     """No answer, or half of one."""
-    for cause in _chain(error):
+    for cause in chain(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
             return ConfigError(
                 f"{what} cannot be had: the server's certificate is not trusted"
@@ -242,7 +242,7 @@ def _transport(error: Exception, what: str) -> FusefsError:
     if isinstance(error, ValueError) and not isinstance(error, _VALUE_ERRORS_OF_TRANSPORT):
         # Often the last header of a head that broke off, so another try may help.
         return StoreUnavailable(f"{what} did not come: the answer has a value that makes no sense")
-    reasons = [cause.strerror for cause in _chain(error) if isinstance(cause, OSError)]
+    reasons = [cause.strerror for cause in chain(error) if isinstance(cause, OSError)]
     reason = next((text for text in reasons if text), type(error).__name__)
     return StoreUnavailable(f"{what} did not come: {reason}")
 
@@ -256,32 +256,6 @@ _TIMEOUTS = (
 
 _VALUE_ERRORS_OF_TRANSPORT = (sdk.BotoCoreError, urllib3.exceptions.HTTPError, OSError)
 """Some of these are ValueErrors by inheritance only."""
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error and those inside it: the SDK wraps in a keyword, urllib3 in an argument."""
-    waiting: list[object] = [error]
-    seen: set[int] = set()
-    while waiting:
-        cause = waiting.pop(0)
-        if not isinstance(cause, BaseException) or id(cause) in seen:
-            continue
-        seen.add(id(cause))
-        yield cause
-        waiting += [getattr(cause, "kwargs", {}).get("error"), cause.__cause__, cause.__context__]
-        waiting += [getattr(cause, "reason", None), *cause.args]
-
-
-def _wait_s(headers: Mapping[str, str]) -> float | None:
-    """Retry-After in seconds, if it is there and makes sense (RFC 9110, 10.2.3)."""
-    text = headers.get("retry-after", "")
-    try:
-        if text.isdecimal():
-            return min(float(text), _RETRY_AFTER_MAX_S)
-        wait = parsedate_to_datetime(text) - parsedate_to_datetime(headers["date"])
-    except (KeyError, TypeError, ValueError):
-        return None
-    return min(max(wait.total_seconds(), 0.0), _RETRY_AFTER_MAX_S)
 
 
 def _skew_s(headers: Mapping[str, str]) -> float:

@@ -67,9 +67,11 @@ def parse_source(text: str, config: Config | None = None) -> Source:
     """
     scheme, separator, rest = text.partition("://")
     if not separator:
-        raise ConfigError(f"a SOURCE has a scheme: {_examples()}")
+        raise ConfigError(f"a SOURCE has a scheme: {source_examples()}")
     if scheme not in _SCHEMES:
-        raise ConfigError(f"unknown scheme {scheme[:32]!r} in SOURCE; known are {_examples()}")
+        raise ConfigError(
+            f"unknown scheme {scheme[:32]!r} in SOURCE; known are {source_examples()}"
+        )
     if _CONTROL.search(rest):
         raise ConfigError("the SOURCE holds control characters")
     return _SCHEMES[scheme].parse(rest, config or Config())
@@ -181,12 +183,15 @@ def _adapter(scheme: str) -> _Adapter:
         ) from error
 
 
-def _examples() -> str:
+def source_examples() -> str:
+    """One SOURCE of each kind, for help and messages."""
     return ", ".join(entry.example for entry in _SCHEMES.values())
 
 
 _SCHEMES: dict[str, _Scheme] = {
     "s3": _Scheme("s3://bucket/prefix", _parse_s3, "fusefs.store.s3", "s3"),
+    "gs": _Scheme("gs://bucket/prefix", _parse_gs, "fusefs.store.gcs", "gcs"),
+    "az": _Scheme("az://container/prefix", _parse_az, "fusefs.store.azure", "azure"),
     "redis": _Scheme(
         "redis://host?model=NAME", _parse_redis("redis"), "fusefs.store.redis", "redis"
     ),
@@ -194,6 +199,4 @@ _SCHEMES: dict[str, _Scheme] = {
         "rediss://host?model=NAME", _parse_redis("rediss"), "fusefs.store.redis", "redis"
     ),
     "file": _Scheme("file:///directory", _parse_file, "fusefs.store.posix", None),
-    "gs": _Scheme("gs://bucket/prefix", _parse_gs, "fusefs.store.gcs", "gcs"),
-    "az": _Scheme("az://container/prefix", _parse_az, "fusefs.store.azure", "azure"),
 }

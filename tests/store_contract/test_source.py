@@ -10,10 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fusefs.config import Config
-from fusefs.errors import ConfigError, Unsupported
+from fusefs.errors import ConfigError
+from fusefs.store.azure_write import AzureWriter
 from fusefs.store.base import Source
 from fusefs.store.gcs import GcsStore
+from fusefs.store.gcs_write import GcsWriter
 from fusefs.store.posix import PosixStore
+from fusefs.store.posix_write import PosixWriter
+from fusefs.store.redis_write import RedisWriter
 from fusefs.store.s3 import S3Store
 from fusefs.store.s3_write import S3Writer
 from fusefs.store.source import open_store, open_writer, parse_source
@@ -143,10 +147,12 @@ def test_each_scheme_has_its_store() -> None:
 
 
 def test_who_writes() -> None:
-    """`open_writer` makes the writer of the scheme; directories are not written to."""
+    """`open_writer` makes the writer of the scheme, and opens nothing."""
     assert isinstance(open_writer(parse_source("s3://b"), Config()), S3Writer)
-    with pytest.raises(Unsupported, match="copy the files"):
-        open_writer(parse_source("file:///nowhere"), Config())
+    assert isinstance(open_writer(parse_source("gs://b"), Config()), GcsWriter)
+    assert isinstance(open_writer(parse_source("az://account.example/cde"), Config()), AzureWriter)
+    assert isinstance(open_writer(parse_source("redis://h?model=m"), Config()), RedisWriter)
+    assert isinstance(open_writer(parse_source("file:///nowhere"), Config()), PosixWriter)
 
 
 def run_python(code: str) -> str:
