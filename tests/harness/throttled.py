@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import errno
 import json
+import math
 import os
 import stat
 import subprocess
@@ -62,12 +63,22 @@ class Throttled:
 
 @contextmanager
 def open_throttled(
-    files: Path, mountpoint: Path, rate_mb: float, latency_ms: float, refuse_direct: bool = False
+    files: Path,
+    mountpoint: Path,
+    rate_mb: float,
+    latency_ms: float,
+    refuse_direct: bool = False,
+    total_mb: float | None = None,
 ) -> Iterator[Throttled]:
-    """Show the files of the directory `files` at `mountpoint`, both there already."""
+    """Show the files of the directory `files` at `mountpoint`, both there already.
+
+    `rate_mb` are MiB/s of each open file, `total_mb` of all together.
+    """
     # The kernel kills it with us, also when we are killed ourselves; the mount is then dead.
     command = ["setpriv", "--pdeathsig", "KILL", "--", sys.executable, "-m", __name__]
     command += [str(files), str(mountpoint), f"--rate-mb={rate_mb}", f"--latency-ms={latency_ms}"]
+    if total_mb is not None:
+        command.append(f"--total-mb={total_mb}")
     process = subprocess.Popen(
         [*command, *(["--refuse-direct"] if refuse_direct else [])],
         cwd=ROOT,
@@ -132,9 +143,12 @@ class _Files(pyfuse3.Operations):
         super().__init__()
         self._paths = sorted(path for path in files.iterdir() if path.is_file())
         self._rate = options.rate_mb * (1 << 20)
+        self._total = options.total_mb * (1 << 20)
         self._latency_s = options.latency_ms / 1000
         self._refuse_direct = options.refuse_direct
-        # The mutable state of _Files is what is open, and the traffic.
+        # The mutable state of _Files is what is open, when all of it together has sent what was
+        # asked for so far, and the traffic.
+        self._free_s = 0.0
         self._open: dict[int, _Open] = {}
         self._under_way = 0
         self.traffic = Traffic()
@@ -179,9 +193,11 @@ class _Files(pyfuse3.Operations):
         traffic.files_max = max(traffic.files_max, busy)
         data = os.pread(file.fd, size, off)
         traffic.bytes += len(data)
-        file.free_s = max(file.free_s, trio.current_time()) + len(data) / self._rate
+        now = trio.current_time()
+        file.free_s = max(file.free_s, now) + len(data) / self._rate
+        self._free_s = max(self._free_s, now) + len(data) / self._total
         try:
-            await trio.sleep_until(file.free_s + self._latency_s)
+            await trio.sleep_until(max(file.free_s, self._free_s) + self._latency_s)
         finally:
             self._under_way -= 1
             file.under_way -= 1
@@ -227,6 +243,7 @@ def main() -> None:
     parser.add_argument("files", type=Path)
     parser.add_argument("mountpoint")
     parser.add_argument("--rate-mb", type=float)
+    parser.add_argument("--total-mb", type=float, default=math.inf)
     parser.add_argument("--latency-ms", type=float)
     parser.add_argument("--refuse-direct", action="store_true")
     options = parser.parse_args()
