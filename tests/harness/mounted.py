@@ -82,20 +82,28 @@ class Mounted:
 
     def run_cli(self, *arguments: str, timeout_s: float = 30.0) -> subprocess.CompletedProcess[str]:
         """Run `fusefs ARGUMENTS` in this mount's environment, not as one of its processes."""
-        return subprocess.run(
-            [*cli_command(), *arguments],
-            cwd=ROOT,
-            env={k: v for k, v in self.environment.items() if k != MARKER},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            check=False,
-        )
+        environment = {k: v for k, v in self.environment.items() if k != MARKER}
+        return run_cli(*arguments, environment=environment, timeout_s=timeout_s)
 
     def is_mounted(self) -> bool:
         """Tell whether the mount is there, without touching it."""
         return find_mount(self.path) is not None
+
+
+def run_cli(
+    *arguments: str, environment: Mapping[str, str], timeout_s: float = 30.0
+) -> subprocess.CompletedProcess[str]:
+    """Run `fusefs ARGUMENTS` in this environment."""
+    return subprocess.run(
+        [*cli_command(), *arguments],
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
 
 
 def cli_command() -> list[str]:

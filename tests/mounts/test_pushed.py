@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.harness.mounted import open_mount
+from tests.harness.azurite import Azurite
+from tests.harness.fake_gcs import FakeGcs
+from tests.harness.mounted import open_mount, run_cli
+from tests.harness.redis_server import open_redis
 from tests.harness.weed import Weed
 from tests.transfer.folders import contents, fill
 
@@ -59,3 +65,43 @@ def test_a_bucket_is_pulled(
         pushed = mounted.run_cli("push", str(first), f"file://{tmp_path}/second")
         assert pushed.returncode == 0, pushed.stderr
     assert contents(tmp_path / "second") == contents(model)
+
+
+Place = tuple[str, Mapping[str, str]]
+
+
+@contextmanager
+def open_places(
+    weed: Weed, fake_gcs: FakeGcs, azurite: Azurite, directory: Path
+) -> Iterator[list[Place]]:
+    """A SOURCE of every kind with room for a model, and the environment it is found in."""
+    name = f"model-{uuid.uuid4().hex[:12]}"
+    weed.client().create_bucket(Bucket=name)
+    fake_gcs.make_bucket(name)
+    with azurite.client() as client:
+        client.create_container(name)
+    with open_redis(directory / "redis") as redis:
+        yield [
+            (f"s3://{name}/llama", weed.environment),
+            (f"gs://{name}/llama", fake_gcs.environment),
+            (f"az://{name}/llama", azurite.environment),
+            (f"{redis.source}?model=org/llama", redis.environment),
+            (f"file://{directory}/llama", {}),
+        ]
+
+
+def test_every_store_hands_it_on_to_the_next(
+    model: Path, tmp_path: Path, weed: Weed, fake_gcs: FakeGcs, azurite: Azurite
+) -> None:
+    """Pushed, mounted, pulled, and pushed to the next kind of store: never a byte changes."""
+    folder = model
+    with open_places(weed, fake_gcs, azurite, tmp_path) as places:
+        for number, (source, environment) in enumerate(places):
+            done = run_cli("push", str(folder), source, environment={**os.environ, **environment})
+            assert done.returncode == 0, done.stderr
+            with open_mount(source, environment=environment) as mounted:
+                assert contents(mounted.path) == contents(model)
+                folder = tmp_path / f"pulled-{number}"
+                pulled = mounted.run_cli("pull", source, str(folder))
+                assert pulled.returncode == 0, pulled.stderr
+            assert contents(folder) == contents(model)

@@ -245,3 +245,18 @@ def test_a_file_that_is_in_no_cache(source: Path) -> None:
             assert view[extent.size] == 0, extent
     with pytest.raises(ObjectChanged):
         store.read_into(id, Extent(0, len(data) + 1), memoryview(bytearray(len(data) + 1)))
+
+
+def test_a_file_of_more_than_5_gib(source: Path) -> None:
+    """Sizes and offsets beyond 4 GiB are whole; the file is a hole but for its last bytes."""
+    size = 6 << 30
+    with (source / "large").open("wb") as file:
+        file.seek(size - 6)
+        file.write(b"at end")
+    store = PosixStore(str(source))
+    meta = store.head("large")
+    assert meta.size == size
+    assert meta in store.list_page("", None).objects
+    memory = bytearray(10)
+    store.read_into(meta.id, Extent(size - 10, size), memoryview(memory))
+    assert memory == b"\0\0\0\0at end"

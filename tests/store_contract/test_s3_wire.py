@@ -319,3 +319,18 @@ def test_threads_keep_their_connections(server: WireServer) -> None:
     store.close()
     assert len(server.requests) == threads * reads
     assert 1 <= server.connections <= threads
+
+
+def test_an_object_of_more_than_5_gib(server: WireServer, store: S3Store) -> None:
+    """Its size is told in full, and its last bytes are asked for where they are."""
+    size = 6 << 40
+    head = {"ETag": '"abc"', "Last-Modified": "Wed, 21 Oct 2026 07:28:00 GMT"}
+    server.answers.append(answer("200 OK", {"Content-Length": str(size), **head}))
+    assert store.head("object").size == size
+    extent = Extent(size - SIZE, size)
+    said = f"bytes {extent.start}-{extent.stop - 1}/{size}"
+    server.answers.append(good(Content_Range=said))
+    buffer = bytearray(SIZE)
+    assert read(store, buffer, extent)[-1] == SIZE
+    assert buffer == DATA
+    assert f"bytes={extent.start}-{extent.stop - 1}" in server.requests[-1]
