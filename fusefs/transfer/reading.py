@@ -25,6 +25,9 @@ def split_object(source: Source) -> tuple[Source, str]:
     """
     if source.prefix:
         key = source.prefix.removesuffix("/")
+        if source.scheme in ("redis", "rediss"):
+            # Where a model's name ends and a file's begins is known by the server alone.
+            return replace(source, bucket="", prefix=""), key
         return replace(source, prefix=key.removesuffix(key.rpartition("/")[2])), key
     if source.scheme == "file" and source.bucket != "/":
         folder, _, name = source.bucket.rpartition("/")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +18,7 @@ from tests.harness.redis_server import open_redis
 from tests.harness.weed import Weed
 from tests.transfer.folders import contents, fill
 
+CONFIG = '{"model_type": "llama"}'
 FILES = {
     "model-00001-of-00002.safetensors": (8 << 20) + 13,
     "model-00002-of-00002.safetensors": 5_000_000,
@@ -30,7 +32,9 @@ FILES = {
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     """A folder with awkward names."""
-    return fill(tmp_path / "model", FILES)
+    folder = fill(tmp_path / "model", FILES)
+    (folder / "config.json").write_text(CONFIG)
+    return folder
 
 
 def test_a_pushed_folder_is_what_a_mount_shows(model: Path, tmp_path: Path) -> None:
@@ -101,6 +105,10 @@ def test_every_store_hands_it_on_to_the_next(
             assert done.returncode == 0, done.stderr
             with open_mount(source, environment=environment) as mounted:
                 assert contents(mounted.path) == contents(model)
+                file = f"{source}/config.json"
+                assert mounted.run_cli("cat", file).stdout == CONFIG
+                (row,) = json.loads(mounted.run_cli("ls", "--json", file).stdout)
+                assert (row["name"], row["size"]) == ("config.json", len(CONFIG))
                 folder = tmp_path / f"pulled-{number}"
                 pulled = mounted.run_cli("pull", source, str(folder))
                 assert pulled.returncode == 0, pulled.stderr
