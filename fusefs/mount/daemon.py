@@ -28,6 +28,7 @@ from fusefs.engine.arena import Arena
 from fusefs.engine.blocks import Block, File, FileTable
 from fusefs.engine.fetcher import Fetcher
 from fusefs.engine.guide import Guide, Names
+from fusefs.engine.hinted import HintedPlans
 from fusefs.engine.machine import (
     Cores,
     cores_available,
@@ -42,7 +43,9 @@ from fusefs.engine.prefetcher import Prefetcher
 from fusefs.engine.reader import Reader
 from fusefs.engine.slots import Slots
 from fusefs.errors import ConfigError, FusefsError
-from fusefs.mount.control import EngineParts, Status
+from fusefs.hints.verbs import Verbs
+from fusefs.mount.control import Control, EngineParts, Status
+from fusefs.mount.folder import HintFolder
 from fusefs.mount.kernel import find_mount
 from fusefs.mount.operations import Hooks, Operations
 from fusefs.mount.tuning import HEAD_READ_AHEAD_KB, ReadAhead, may_abort, tune
@@ -112,8 +115,15 @@ class Daemon:
             page_cache_room,
             self._fetcher.wake,
         )
+        self._hinted = HintedPlans(
+            self._files,
+            self._slots,
+            self._unhinted,
+            self._fetcher.wake,
+        )
         self._prefetcher = Prefetcher(
             self._files,
+            self._hinted,
             min(config.kernel.read_ahead_kb, HEAD_READ_AHEAD_KB) * 1024,
             self._budget.lead_first // COMPANION_LEAD_FRACTION,
             self._fetcher.wake,
@@ -128,6 +138,7 @@ class Daemon:
             self._counters,
             recent,
         )
+        self._folder = HintFolder(config.mount.umask)
         self._guide = Guide(self._pool, self._fetcher, self._arena, self._siblings, self._counters)
 
     async def run(self, keeper: trio.socket.SocketType, job_fd: int) -> None:
@@ -171,7 +182,7 @@ class Daemon:
             self._files,
             reader,
             self._prefetcher,
-            self._status,
+            Control(self._status, Verbs(self._tree, self._files, self._hinted), self._folder),
             self._config,
             Hooks(self._tune, self._read_ahead.opening),
         )
@@ -219,6 +230,9 @@ class Daemon:
 
     def _landed(self, blocks: list[Block]) -> None:
         self._pagecache.landed(blocks)
+
+    def _unhinted(self, file: File) -> None:
+        self._prefetcher.closed(file)
 
     def _object_changed(self, file: File) -> None:
         self._tree.mark_stale(file.meta.id)
