@@ -235,6 +235,7 @@ class HintedPlans:
         closed: Callable[[File], None],
         wake: Callable[[], None],
     ) -> None:
+        self.block_size = files.block_size
         self._files = files
         self._slots = slots
         self._closed = closed

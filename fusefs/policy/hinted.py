@@ -122,6 +122,17 @@ class Wanted:
         self.ready_bytes += sum(stop - start for start, stop in parts)
         return parts
 
+    def ready_extents(self) -> list[Pair]:
+        """The wanted bytes that lie in READY blocks."""
+        if self.ready_bytes == self.total_bytes:
+            return list(self.extents)
+        found: list[Pair] = []
+        block = self.marks.find(READY)
+        while block >= 0:
+            found += self.parts(block)
+            block = self.marks.find(READY, block + 1)
+        return merged(found)
+
     def want_again(self, block: int, absent: Callable[[int], bool]) -> None:
         """Fetch from `block` on what is READY by its mark, but is not there any more."""
         while (block := self.marks.find(READY, block)) >= 0:

@@ -34,3 +34,10 @@ def mounted(weights: Path) -> Iterator[Mounted]:
     """That directory, mounted, with an arena of 64 MiB."""
     with open_mount(f"file://{weights}", "--memory", "64M") as mount:
         yield mount
+
+
+@pytest.fixture(scope="module")
+def mounted_for_all(weights: Path) -> Iterator[Mounted]:
+    """The same mount for all tests of a module."""
+    with open_mount(f"file://{weights}", "--memory", "64M") as mount:
+        yield mount
