@@ -113,29 +113,42 @@ def hint(
     if order not in plan.ORDERS:
         raise plan.PlanError(f"the order is one of {', '.join(plan.ORDERS)}, not {order!r}")
     resources = ExitStack()
+    try:
+        files = resources.enter_context(open_files(paths))
+        devices = _ours(files)
+        mounted = [file for file in files if file.device in devices]
+        asked = _asked(mounted, tensors, select, slices, order) if mounted else []
+        return ask(by_mount(asked), plan_fields(order, group), resources)
+    except (OSError, ValueError) as error:  # HeaderError and PlanError are ValueErrors
+        _log.debug("no hint is given: %s", error)
+        resources.close()
+        return Hint("", (), (), resources)
+
+
+def ask(
+    mounts: Sequence[Sequence[Asked]], fields: Mapping[str, Any], resources: ExitStack | None = None
+) -> Hint:
+    """Ask the daemon of each mount for what is wanted of it; the hint closes `resources`."""
     name = uuid.uuid4().hex
     clients: list[Client] = []
     attributes: list[Asked] = []
-    try:
-        files = resources.enter_context(open_files(paths))
-        devices = dict.fromkeys(file.device for file in files)
-        ours = {one for one in devices if channel.filesystem_of(one) == channel.FSTYPE}
-        mounted = [file for file in files if file.device in ours]
-        asked = _asked(mounted, tensors, select, slices, order) if mounted else []
-        for device in ours:
-            of_mount = [(file, extents) for file, extents in asked if file.device == device]
-            client = open_client(of_mount[0][0]) if of_mount else None
-            if client is None:
-                attributes += _ask_attributes(of_mount)
-                continue
-            clients.append(client)
-            wanted = [Wanted(file.inode, extents) for file, extents in of_mount]
-            client.plan(name, wanted, **plan_fields(order, group))
-    except (OSError, ValueError) as error:  # HeaderError and PlanError are ValueErrors
-        _log.debug("no hint is given: %s", error)
-    if not clients and not attributes:
-        resources.close()
-    return Hint(name, clients, attributes, resources)
+    for asked in mounts:
+        client = open_client(asked[0][0])
+        if client is None:
+            attributes += _ask_attributes(asked)
+            continue
+        clients.append(client)
+        client.plan(name, [Wanted(file.inode, extents) for file, extents in asked], **fields)
+    return Hint(name, clients, attributes, resources or ExitStack())
+
+
+def by_mount(asked: Sequence[Asked]) -> list[list[Asked]]:
+    """What is asked of each mount of fusefs; files elsewhere are left out."""
+    mounts: dict[int, list[Asked]] = {one: [] for one in _ours([file for file, _ in asked])}
+    for file, extents in asked:
+        if file.device in mounts:
+            mounts[file.device].append((file, extents))
+    return list(mounts.values())
 
 
 def progress(path: str | os.PathLike[str]) -> Progress | None:
@@ -166,6 +179,12 @@ def plan_fields(order: str, group: Group | None) -> dict[str, Any]:
     if group is not None:
         fields["group"] = {"id": group.id, "rank": group.rank, "size": group.size}
     return fields
+
+
+def _ours(files: Iterable[OpenFile]) -> list[int]:
+    """The devices of `files` that are mounts of fusefs."""
+    devices = dict.fromkeys(file.device for file in files)
+    return [one for one in devices if channel.filesystem_of(one) == channel.FSTYPE]
 
 
 def _asked(

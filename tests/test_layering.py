@@ -48,7 +48,10 @@ SDKS: dict[str, frozenset[str]] = {
 """Which module may import which SDK."""
 
 TORCH_AND_ABOVE = frozenset(
-    {f"loaderhint/{name}.py" for name in ("torch", "distributed", "vllm", "sglang")}
+    {
+        f"loaderhint/{name}.py"
+        for name in ("torch", "tensors", "cuda", "streamer", "distributed", "vllm", "sglang")
+    }
 )
 """The modules of loaderhint that may import more than the standard library."""
 
