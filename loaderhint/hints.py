@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
-from loaderhint import channel, plan, wishes
-from loaderhint.client import Client
+from loaderhint import channel, plan, protocol, wishes
+from loaderhint.client import RECONNECT_TIMEOUT_S, Client
 from loaderhint.files import OpenFile, Paths, open_files, read_headers
-from loaderhint.wishes import Group, Progress, Wanted
+from loaderhint.wishes import Events, Group, Progress, Wanted
 
 VERBS_PER_FILE = 256
 """Without the socket each extent is a call of its own; more are joined over the smallest gaps."""
@@ -35,7 +36,8 @@ class Hint:
 
     One that is dropped without a word goes on until the process ends.
 
-    The mutable state of Hint is which clients are connected; they know the rest.
+    The mutable state of Hint is which clients are connected, they know the rest, and `failed`:
+    what could not be fetched, a sentence each, as far as it was heard of.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Hint:
         self._clients = list(clients)
         self._attributes = list(attributes)
         self._resources = resources
+        self.failed: list[str] = []
 
     @property
     def channel(self) -> str:
@@ -67,6 +70,44 @@ class Hint:
             sum(one.total_bytes for one in known),
             sum(one.bytes_per_s for one in known),
         )
+
+    def watch(self, every_s: float = 0.25) -> Iterator[Progress]:
+        """Yield the progress every so often, until all that can be fetched is here.
+
+        Ends at once where nobody can say. What could not be fetched is in `failed` then.
+        """
+        every_bytes = max(1, getattr(self.progress(), "total_bytes", 0) // 100)
+        waiting = [client.subscribe(self._name, every_bytes) for client in self._clients]
+        silent_since = time.monotonic()
+        while True:
+            waiting = [events for events in waiting if events and not self._hear(events)]
+            now = self.progress()
+            if now is not None:
+                silent_since = time.monotonic()
+                yield now
+                if now.ready_bytes >= now.total_bytes or not (waiting or self._asking()):
+                    return
+            elif time.monotonic() - silent_since > RECONNECT_TIMEOUT_S or not self._clients:
+                self.failed.append("the daemon is gone")
+                return
+            time.sleep(every_s)
+
+    def _hear(self, events: Events) -> bool:
+        """Take the news of one plan; whether it is done."""
+        while (event := events.take(0)) is not None:
+            if event.get("ev") == protocol.FAILED:
+                self.failed.append(f"inode {event.get('inode')}: {event.get('message')}")
+            elif event.get("ev") == protocol.DONE:
+                return True
+        return False
+
+    def _asking(self) -> bool:
+        """Whether files asked for by attribute are still to come; failures end it."""
+        for file, _ in self._attributes:
+            failed = (channel.ask(file.fd, "progress") or {}).get("failed")
+            if failed:
+                self.failed.append(f"{file.path}: {failed}")
+        return bool(self._attributes) and not self.failed
 
     def cancel(self) -> None:
         """Fetch no more of it. What is here stays."""

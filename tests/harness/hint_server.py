@@ -41,6 +41,10 @@ class Behaviour:
     """Say that a file failed."""
     lie: dict[str, Any] = field(default_factory=dict)
     """Fields of every slot event that are wrong."""
+    ready_share: float = 0.5
+    """Of what was asked for, by its own account."""
+    announce_failure: str | None = None
+    """What a subscriber hears of every file."""
     stall: threading.Event = field(default_factory=threading.Event)
     """While set, a connection's slots wait."""
 
@@ -188,7 +192,8 @@ class _Peer:
 
     def _progress(self, request: dict[str, Any]) -> dict[str, Any]:
         total = sum(stop - start for _, start, stop in self._extents(request["plan"]))
-        return {"plan": request["plan"], "total_bytes": total, "ready_bytes": total // 2}
+        ready = int(total * self._behaviour.ready_share)
+        return {"plan": request["plan"], "total_bytes": total, "ready_bytes": ready}
 
     def _subscribe(self, request: dict[str, Any]) -> dict[str, Any]:
         del request
@@ -219,7 +224,12 @@ class _Peer:
         return {}
 
     def _announce(self, plan: str) -> None:
+        failure = self._behaviour.announce_failure
         for inode, start, stop in self._extents(plan):
+            if failure is not None:
+                event = {"ev": "failed", "plan": plan, "inode": inode}
+                self._send({**event, "code": "EIO", "message": failure})
+                continue
             self._send({"ev": "ready", "plan": plan, "inode": inode, "extents": [[start, stop]]})
         self._send({"ev": "done", "plan": plan})
 
