@@ -20,7 +20,6 @@ from loaderhint.streamer import SafetensorsStreamer
 from tests.loaderhint.weights import assert_same, expected
 
 BROKEN = "broken.safetensors"
-OTHER = "other.safetensors"
 
 
 class Meter:
@@ -84,9 +83,9 @@ def main() -> None:
         streamer.stream_files(paths, is_distributed=True)
         assert_same(dict(streamer.get_tensors()), expected(*map(Path, paths)))
     if rank == "2":
-        (folder / BROKEN).write_bytes(b"no header")
-        fails(folder / BROKEN, share, "no header")
-        (folder / BROKEN).unlink()
+        (folder.parent / BROKEN).write_bytes(b"no header")
+        fails(folder.parent / BROKEN, share, "no header")
+        (folder.parent / BROKEN).unlink()
     else:
         fails(folder, share, "no header")
     wanted = "layers.0.F32".__eq__ if rank == "3" else None
