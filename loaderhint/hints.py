@@ -218,7 +218,7 @@ def open_client(file: OpenFile) -> Client | None:
     """A connected client for the mount a file is on, or None. It is the caller's to close."""
     folder = os.path.dirname(os.path.abspath(file.path))
     try:
-        client = Client(folder, channel.connect(folder))
+        client = Client(folder, file.device, channel.connect(folder, file.device))
     except channel.NoDaemon as error:
         _log.debug("no daemon for %s: %s", file.path, error)
         return None

@@ -109,10 +109,8 @@ class SafetensorsStreamer:
         read once. Raises ValueError for names that are not there, OSError, HeaderError.
         """
         del s3_credentials, owned
-        if isinstance(tensor_names, str):
-            raise ValueError("tensor_names is a collection of names, not one name")  # noqa: TRY004 as Run:ai
-        if tensor_names is not None and not tensor_names:
-            raise ValueError("tensor_names is empty; without it every tensor is loaded")
+        if isinstance(tensor_names, str) or (tensor_names is not None and not tensor_names):
+            raise ValueError("tensor_names is a collection of names; without it all are loaded")
         self.close()
         self._started = time.monotonic()
         self.device_str = device

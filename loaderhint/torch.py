@@ -76,10 +76,12 @@ def iterate_files(
 def load_files(
     paths: Paths, *, device: Device = "cpu", **options: object
 ) -> dict[str, torch.Tensor]:
-    """All tensors of `paths` by name; `options` are those of `iterate_files`."""
+    """All tensors of `paths` by name, in plan order; `options` are those of `iterate_files`."""
     request = Request(paths, **{"memory_limit_bytes": None, **options})  # type: ignore[arg-type]
-    with closing(_iterate(request, device)) as tensors:
-        return dict(tensors)
+    sink = _sink(device)
+    with closing(sink), open_load(request, sink) as load:
+        found = {part.name: sink.finish(part, memory) for part, memory in load.delivery}
+        return {part.name: found[part.name].to(device) for part in load.parts}
 
 
 def load_file(
@@ -90,9 +92,13 @@ def load_file(
 
 
 def _iterate(request: Request, device: Device) -> Generator[tuple[str, torch.Tensor], None, None]:
-    target = torch.device(device)
-    sink = GpuSink(TorchGpu(target)) if target.type == "cuda" else CpuSink()
+    sink = _sink(device)
     with closing(sink), open_load(request, sink) as load:
         for part, memory in load.delivery:
-            tensor = sink.finish(part, memory)
-            yield part.name, tensor.to(target)
+            yield part.name, sink.finish(part, memory).to(device)
+
+
+def _sink(device: Device) -> CpuSink | GpuSink:
+    """Straight into a GPU of CUDA; for any other device by way of the CPU's memory."""
+    target = torch.device(device)
+    return GpuSink(TorchGpu(target)) if target.type == "cuda" else CpuSink()

@@ -25,6 +25,9 @@ READERS: dict[str, tuple[str, str]] = {
     "headers": ("tests.bench.loaders", "read_headers"),
     "torch": ("tests.bench.loaders", "torch_load"),
     "transformers": ("tests.bench.loaders", "from_pretrained"),
+    "hinted": ("tests.bench.loaders", "hinted_load"),
+    "selective": ("tests.bench.loaders", "selective_load"),
+    "advised": ("tests.bench.loaders", "advised_load"),
     "ranks": ("tests.bench.loaders", "ranks_load"),
     "stream": ("tests.bench.loaders", "stream"),
 }

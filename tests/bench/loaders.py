@@ -10,6 +10,7 @@ import ctypes
 import json
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,49 @@ def stream(job: Job) -> dict[str, Any]:
         _size(job),
         _different(job, {(places.get(key, "?"), key): tensor for key, tensor in tensors.items()}),
     )
+
+
+def hinted_load(job: Job) -> dict[str, Any]:
+    """Load with `loaderhint.torch`, which asks for all of it at once and takes it as it comes."""
+    watch, tensors = _streamed(job, None)
+    return told(watch, _size(job), _different(job, tensors))
+
+
+def selective_load(job: Job) -> dict[str, Any]:
+    """Load every fourth layer with `loaderhint.torch`, as a stage of a pipeline does."""
+    watch, tensors = _streamed(job, _is_selected)
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    wanted = {place for place in _originals(job) if _is_selected(place[1])}
+    wrong = [f"{name}: missing or extra: {key}" for name, key in tensors.keys() ^ wanted]
+    originals = _originals(job)
+    wrong += [
+        f"{name}: other values in {key}"
+        for name, key in wanted & tensors.keys()
+        if _differ(tensors, originals, (name, key))
+    ]
+    return told(watch, size, sorted(wrong))
+
+
+def advised_load(job: Job) -> dict[str, Any]:
+    """The mmap load, by a loader that tells `loaderhint` beforehand what it will load."""
+    import loaderhint
+
+    with Watch() as watch, loaderhint.hint(job.files):
+        tensors = _load(job)
+    return told(watch, _size(job), _different(job, tensors))
+
+
+def _is_selected(name: str) -> bool:
+    return int(name.split(".")[2]) % 4 == 0
+
+
+def _streamed(job: Job, select: Callable[[str], bool] | None) -> tuple[Watch, Tensors]:
+    from loaderhint.torch import iterate_files
+
+    places = {key: name for name, key in _originals(job)}
+    with Watch() as watch:
+        found = dict(iterate_files(job.files, select=select))
+    return watch, {(places[key], key): tensor for key, tensor in found.items()}
 
 
 def ranks_load(job: Job) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tests.bench.content import CHECKPOINT, CONFIGURATION, LLAMA, MODEL, OBJECTS
-from tests.bench.contestants import MOUNTS, RAW, RUNAI, TMPFS
+from tests.bench.contestants import FUSEFS, MOUNTS, RAW, RUNAI, TMPFS
 from tests.bench.report import GB_PER_S, KIB_PER_FILE, MB_PER_S, MS, PSS_MIB
 
 WITH_CEILING = (RAW, *MOUNTS, TMPFS)
@@ -45,6 +45,21 @@ SCENARIOS: tuple[Scenario, ...] = (
         "mmap",
         "cold load, safetensors' mmap + clone of every tensor",
         "mmap", MODEL, GB_PER_S, (*WITH_CEILING, RUNAI), "mmap",
+    ),
+    Scenario(
+        "hinted",
+        "cold load with loaderhint.torch, all tensors, to the CPU",
+        "hinted", MODEL, GB_PER_S, (*WITH_CEILING, RUNAI), "mmap",
+    ),
+    Scenario(
+        "selective",
+        "cold load of every fourth layer with loaderhint.torch; speed of what was wanted",
+        "selective", MODEL, GB_PER_S, (FUSEFS, TMPFS), "mmap",
+    ),
+    Scenario(
+        "advised",
+        "the mmap load by a loader that gives a hint first",
+        "advised", MODEL, GB_PER_S, WITHOUT_CEILING, "mmap",
     ),
     Scenario(
         "transformers",

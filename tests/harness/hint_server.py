@@ -36,6 +36,8 @@ class Behaviour:
     """Raw bytes sent instead of the reply to an operation."""
     silent: set[str] = field(default_factory=set)
     """Operations that get no reply."""
+    descriptors_for: set[str] = field(default_factory=lambda: {protocol.MAP})
+    """Operations whose reply brings the arena's descriptor."""
     hang_up_after_slots: int | None = None
     fail_after_slots: int | None = None
     """Say that a file failed."""
@@ -163,12 +165,13 @@ class _Peer:
         if op in self._behaviour.silent:
             return
         ok = getattr(self, f"_{op}")(request)
-        if op == protocol.MAP:
+        if op in self._behaviour.descriptors_for:
             body = protocol.encode({"id": request["id"], "ok": ok})
             socket.send_fds(self._connection, [body], [self._arena])
-            self._enqueue(request["plan"])
         else:
             self._send({"id": request["id"], "ok": ok})
+        if op == protocol.MAP:
+            self._enqueue(request["plan"])
         if op == protocol.SUBSCRIBE:
             self._announce(request["plan"])
 

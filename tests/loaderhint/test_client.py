@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -129,6 +130,29 @@ def test_long_paths_have_a_socket_too(server: HintServer, folder: Path) -> None:
     with loaderhint.hint(deep / "file") as hint:
         assert hint.channel == "socket"
     assert len(server.of("plan")) == 1
+
+
+def test_a_socket_beside_a_file_of_the_mount_is_not_asked(
+    server: HintServer, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder of a file may be anybody's, if the file alone was bound into it."""
+    with open_files(model) as [file]:
+        assert open_client(dataclasses.replace(file, device=file.device + 1)) is None
+    assert server.requests == []
+
+
+def test_descriptors_nobody_asked_for_are_closed(server: HintServer, model: Path) -> None:
+    """Only the answer to `map` brings a descriptor; `nothing_left` counts the others."""
+    client = connected(model)
+    wanted = [Wanted(model.stat().st_ino)]
+    assert client.plan("p", wanted, mode="slots") is not None
+    mapped = client.map("p")
+    assert mapped is not None
+    os.close(mapped[1])
+    server.behaviour.descriptors_for = {"progress"}
+    assert client.progress("p") is not None
+    assert client.progress("p") is not None
+    client.close()
 
 
 @pytest.mark.parametrize(

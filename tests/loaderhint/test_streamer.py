@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -123,11 +124,11 @@ def test_prefetch_closed_or_broken(folder: Path) -> None:
     with pytest.raises(RuntimeError, match="closed"):
         loader.take(loader.names()[0])
 
-    def broken() -> object:
+    def broken() -> Generator[tuple[str, torch.Tensor], None, None]:
         raise OSError("no bytes")
-        yield
+        yield "t", torch.empty(0)
 
-    lost = PrefetchLoader({"t": loader.get_tensor_meta("layers.0.F32")}, broken(), 1)  # type: ignore[arg-type]
+    lost = PrefetchLoader({"t": loader.get_tensor_meta("layers.0.F32")}, broken(), 1)
     lost.start()
     with pytest.raises(OSError, match="no bytes"):
         lost.take("t")

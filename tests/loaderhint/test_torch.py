@@ -56,7 +56,7 @@ def test_the_daemon_is_used(server: HintServer, folder: Path) -> None:
         assert len(list(load.delivery)) == len(load.parts)
     blocks = sum(-(-path.stat().st_size // 4096) for path in paths)
     assert server.slots_sent == blocks
-    released = [at for request in server.of("release") for at in request["slots"]]
+    released = [at for request in server.wait_for("release", blocks) for at in request["slots"]]
     assert len(released) == blocks
     assert [request["mode"] for request in server.of("plan")] == ["slots"]
 
