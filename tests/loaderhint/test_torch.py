@@ -228,6 +228,29 @@ def test_closed_midway_nothing_stays(folder: Path) -> None:
         assert_equal(tensor, whole[name], name)
 
 
+def test_leaving_asks_for_nothing_more(server: HintServer, folder: Path) -> None:
+    """A loader closed midway does not hint what it will not read."""
+    paths = save_model(folder, rows=400)
+    tensors = iterate_files(paths, memory_limit_bytes=1)
+    next(tensors)
+    tensors.close()
+    assert len(server.of("plan")) == 1
+
+
+def test_an_error_in_the_sink_is_raised(folder: Path) -> None:
+    """Memory that cannot be had ends the load with its own error, not with silence."""
+
+    class Full(CpuSink):
+        def begin(self, part: plan.Part) -> Any:
+            if part.size_bytes:
+                raise MemoryError(part.name)
+            return super().begin(part)
+
+    paths = save_model(folder)
+    with open_load(Request(paths), Full()) as load, pytest.raises(MemoryError, match=r"layers\."):
+        list(load.delivery)
+
+
 @pytest.mark.usefixtures("daemon")
 @pytest.mark.parametrize("order", ["ready", "listed", "offset"])
 def test_what_waits_to_be_taken_is_bounded(
