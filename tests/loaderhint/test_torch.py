@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -195,6 +196,22 @@ def test_a_bad_daemon_costs_time_but_no_bit(
     paths = save_model(folder)
     misbehave(server)
     assert_same(load_files(paths), expected(*paths))
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("order", ["ready", "listed"])
+def test_slots_in_any_order_and_any_pieces(
+    server: HintServer, folder: Path, seed: int, order: str
+) -> None:
+    """Slots may come backwards, overlap, and come twice: each byte counts once."""
+    server.behaviour.shuffle = random.Random(seed)
+    paths = save_model(folder)
+    request = Request(paths, order=order, memory_limit_bytes=2000)
+    sink = CpuSink()
+    with open_load(request, sink) as load:
+        found = {part.name: sink.finish(part, memory) for part, memory in load.delivery}
+    assert_same(found, expected(*paths))
+    assert [request["mode"] for request in server.of("plan")] == ["slots"]
 
 
 def test_slots_said_twice_count_once(server: HintServer, folder: Path) -> None:
