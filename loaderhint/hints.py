@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import os
 import time
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
@@ -182,7 +181,7 @@ def ask(
     mounts: Sequence[Sequence[Asked]], fields: Mapping[str, Any], resources: ExitStack | None = None
 ) -> Hint:
     """Ask the daemon of each mount for what is wanted of it; the hint closes `resources`."""
-    name = uuid.uuid4().hex
+    name = os.urandom(16).hex()
     clients: list[Client] = []
     attributes: list[Asked] = []
     for asked in mounts:

@@ -90,7 +90,7 @@ def test_only_the_rows_of_a_slice_are_asked_for(server: HintServer, folder: Path
     [path] = save_model(folder, shards=1)
     name, other = "layers.0.F64", "layers.0.I16"
     whole = expected(path)
-    slices = {name: slice(0, 2), other: (slice(None), slice(1))}
+    slices: dict[str, plan.Cut] = {name: slice(0, 2), other: (slice(None), slice(1))}
     load_files(path, tensors=[name, other], slices=slices)
     [request] = server.of("plan")
     extents = request["files"][0]["extents"]
