@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import closing
-from typing import TypeAlias
+from typing import TypeAlias, TypedDict, Unpack
 
 import torch
 
@@ -31,6 +31,19 @@ __all__ = ["iterate_files", "load_file", "load_files"]
 
 Device: TypeAlias = str | int | torch.device
 """As torch has them."""
+
+
+class Options(TypedDict, total=False):
+    """What `iterate_files` takes besides paths and device."""
+
+    tensors: Iterable[str] | None
+    select: plan.Select | None
+    slices: Mapping[str, plan.Cut] | None
+    order: str
+    group: Group | None
+    threads: int
+    memory_limit_bytes: int | None
+    window_bytes: int | None
 
 
 def iterate_files(
@@ -74,10 +87,11 @@ def iterate_files(
 
 
 def load_files(
-    paths: Paths, *, device: Device = "cpu", **options: object
+    paths: Paths, *, device: Device = "cpu", **options: Unpack[Options]
 ) -> dict[str, torch.Tensor]:
     """All tensors of `paths` by name, in plan order; `options` are those of `iterate_files`."""
-    request = Request(paths, **{"memory_limit_bytes": None, **options})  # type: ignore[arg-type]
+    options.setdefault("memory_limit_bytes", None)
+    request = Request(paths, **options)
     sink = _sink(device)
     with closing(sink), open_load(request, sink) as load:
         found = {part.name: sink.finish(part, memory) for part, memory in load.delivery}
@@ -85,7 +99,7 @@ def load_files(
 
 
 def load_file(
-    path: str | os.PathLike[str], device: Device = "cpu", **options: object
+    path: str | os.PathLike[str], device: Device = "cpu", **options: Unpack[Options]
 ) -> dict[str, torch.Tensor]:
     """All tensors of one file by name, as `safetensors.torch.load_file` has them."""
     return load_files([path], device=device, **options)

@@ -243,6 +243,23 @@ def test_events_and_waiting(server: HintServer, model: Path) -> None:
     assert client.subscribe("q") is None
 
 
+def test_an_end_nobody_has_read_yet_is_an_end(
+    server: HintServer, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slots are ours no longer once the daemon hung up, though our thread has not noticed."""
+    monkeypatch.setattr("loaderhint.client.REQUEST_TIMEOUT_S", 0.01)
+    device = model.stat().st_dev
+    connection = channel.connect(str(model.parent), device)
+    client = Client(str(model.parent), device, connection)  # never started: it reads nothing
+    assert client.plan("p", [Wanted(model.stat().st_ino)], mode="slots") is None
+    assert client.holds("p")
+    assert not client.holds("q")
+    server.hang_up()
+    assert not client.holds("p")
+    client.close()
+    connection.socket.close()
+
+
 def test_many_threads_share_a_client(server: HintServer, model: Path) -> None:
     """Answers reach who asked, however many ask at a time."""
     client = connected(model)

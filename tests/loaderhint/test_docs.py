@@ -32,6 +32,12 @@ def test_every_parameter_is_named(page: str) -> None:
         assert re.search(rf"\b{name}\b", page), name
 
 
+def test_options_are_the_parameters() -> None:
+    """What `load_files` passes on is what `iterate_files` takes."""
+    parameters = list(inspect.signature(torch.iterate_files).parameters)
+    assert list(torch.Options.__annotations__) == parameters[2:]
+
+
 def signature(function: object) -> str:
     """Names and defaults, without types."""
     parameters = inspect.signature(function).parameters.values()  # type: ignore[arg-type]

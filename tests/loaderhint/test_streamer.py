@@ -60,6 +60,25 @@ def test_names_of_the_streamer(folder: Path) -> None:
                 loader.stream_file(str(paths[0]), tensor_names=wrong)
 
 
+@pytest.mark.parametrize("limit", ["-1", "0", "5000"])
+def test_the_streamers_variables_are_heeded(
+    folder: Path, limit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads and memory are as Run:ai's variables have them; what is no number is named."""
+    [path] = save_model(folder, shards=1)
+    monkeypatch.setenv("RUNAI_STREAMER_CONCURRENCY", "3")
+    monkeypatch.setenv("RUNAI_STREAMER_MEMORY_LIMIT", limit)
+    seen = streamer._environment()
+    assert seen["threads"] == 3
+    assert seen["memory_limit_bytes"] == {"-1": 1 << 62, "0": 1, "5000": 5000}[limit]
+    with SafetensorsStreamer() as loader:
+        loader.stream_file(str(path))
+        assert_same(dict(loader.get_tensors()), expected(path))
+        monkeypatch.setenv("RUNAI_STREAMER_MEMORY_LIMIT", "much")
+        with pytest.raises(ValueError, match="RUNAI_STREAMER_MEMORY_LIMIT"):
+            loader.stream_file(str(path))
+
+
 def test_a_streamer_left_midway(folder: Path) -> None:
     """Leaving the `with` after one tensor stops everything; the tensor stays."""
     [path] = save_model(folder, shards=1, rows=500)
