@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TIERS: tuple[frozenset[str], ...] = (
     frozenset({"cli", "kubernetes"}),
     frozenset({"mount", "client", "transfer"}),
+    frozenset({"hints"}),
     frozenset({"engine", "tree"}),
     frozenset({"cache", "store"}),
     frozenset({"config"}),

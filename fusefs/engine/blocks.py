@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from enum import Enum
+from typing import Protocol
 
 import trio
 
@@ -36,6 +37,16 @@ class State(Enum):
     FETCHING = "fetching"
     READY = "ready"
     GONE = "gone"
+
+
+class Watcher(Protocol):
+    """Who wants to hear of a file's blocks (see `engine.hinted`). Takes note, and no time."""
+
+    def settled(self, block: Block) -> None:
+        """The block has become READY, or is GONE: with an error, or evicted."""
+
+    def expired(self, block: Block) -> None:
+        """The block was prefetched, and nobody came for it in time."""
 
 
 class Block:
@@ -87,6 +98,8 @@ class Block:
         if self._arrived is not None:
             self._arrived.set()
             self._arrived = None
+        if self.file.watcher is not None:
+            self.file.watcher.settled(self)
 
     def rank(self, now_s: float) -> Rank:
         """What taking this block's slot costs."""
@@ -103,15 +116,16 @@ class File:
     """One object version the engine has dealt with.
 
     `direct_opens` counts handles that bypass the page cache: with them a block that was read once
-    may well be read again by the next rank, without them the kernel has it.
+    may well be read again by the next rank, without them the kernel has it. `hinted` counts the
+    opens that are a plan's of hints: a file that has no others is read by nobody.
 
     The mutable state of File is its blocks, opens and what is known of its header.
     INVARIANT: every block in `blocks` is QUEUED, FETCHING or READY.
     """
 
     __slots__ = (
-        "blocks", "changed", "data_start", "direct_opens", "inode", "inspected", "meta", "opens",
-        "plan", "pushed", "started", "touched_block",
+        "blocks", "changed", "data_start", "direct_opens", "hinted", "inode", "inspected", "meta",
+        "opens", "plan", "pushed", "started", "touched_block", "watcher",
     )  # fmt: skip
 
     def __init__(self, meta: ObjectMeta, plan: FilePlan) -> None:
@@ -121,6 +135,8 @@ class File:
         self.blocks: dict[int, Block] = {}
         self.opens = 0
         self.direct_opens = 0
+        self.hinted = 0
+        self.watcher: Watcher | None = None
         self.changed: FusefsError | None = None
         self.inspected = False
         self.started = False

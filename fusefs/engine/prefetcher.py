@@ -19,6 +19,7 @@ import trio
 
 from fusefs.engine.blocks import File, FileTable
 from fusefs.engine.companions import Companions
+from fusefs.engine.hinted import HintedPlans
 from fusefs.errors import CorruptData, FusefsError, StoreTimeout
 from fusefs.objects import Extent, ObjectMeta
 from fusefs.policy.companions import companions_of
@@ -88,9 +89,15 @@ class Prefetcher:
     """
 
     def __init__(
-        self, files: FileTable, head_bytes: int, companion_blocks: int, wake: Callable[[], None]
+        self,
+        files: FileTable,
+        hinted: HintedPlans,
+        head_bytes: int,
+        companion_blocks: int,
+        wake: Callable[[], None],
     ) -> None:
         self._files = files
+        self._hinted = hinted
         self._head_bytes = head_bytes
         self._companion_blocks = companion_blocks
         self._wake = wake
@@ -114,6 +121,9 @@ class Prefetcher:
         plan = file.plan
         taken = taken or file.has
         self._accessed_s = trio.current_time()
+        if self._hinted.accessed(file, extent, indices):
+            plan.glance(extent, taken)
+            return
         if not file.started and plan.kind is not Kind.OPAQUE:
             if plan.kind is Kind.SHARD:
                 leads_on = self._look_at_shard(file, extent, indices)
@@ -132,8 +142,8 @@ class Prefetcher:
         self._wake()
 
     def closed(self, file: File) -> None:
-        """The file's last handle is gone: nothing of it is wanted any more."""
-        if file.opens > 0:
+        """The file's last handle is gone: nothing of it is wanted any more but by hints."""
+        if file.opens > file.hinted:
             return
         if file.started and self._is_being_read(file):
             # A loader that closes each shard before it opens the next one is still loading.
@@ -147,6 +157,11 @@ class Prefetcher:
 
     def next_run(self) -> tuple[File, int, int] | None:
         """The most urgent run to prefetch, by `Priority` and then by who was read last."""
+        hinted = self._hinted.next_run(Priority.HINTED)
+        return hinted or self._unasked_run() or self._hinted.next_run(Priority.WARM)
+
+    def _unasked_run(self) -> tuple[File, int, int] | None:
+        """What nobody asked for in words, but by reading."""
         for priority in (Priority.HEAD, Priority.STREAM, Priority.COMPANIONS, Priority.REST):
             if priority is Priority.COMPANIONS:
                 companion = self._companions.next_run()

@@ -31,8 +31,9 @@ EXPIRY_SCAN_S = 1.0
 class Slots:
     """The arena's tenants.
 
-    The mutable state of Slots is the owners, the count of unread blocks, the lead, and how long
-    prefetch was held back by it. INVARIANT:
+    The mutable state of Slots is the owners, the count of unread blocks, the lead, how long
+    prefetch was held back by it, and whether loaders said what they will read (`hinted`): then
+    there is nothing to learn from bursts, and the lead is as long as it may become. INVARIANT:
     `_owners[slot]` is the block whose `slot` it is; `_unread` counts blocks that are marked unread,
     in flight or ready; `_lead` <= the budget's `unread_max`.
     """
@@ -48,6 +49,7 @@ class Slots:
         self._held_since_s: float | None = None
         self._pause_s = 0.0
         self._scanned_s = 0.0
+        self.hinted = False
 
     def settle_in(self, blocks: list[Block], highest: Rank) -> int:
         """Give `blocks` slots next to each other, as many as fit; how many that were.
@@ -135,6 +137,8 @@ class Slots:
         The lead is at least `in_flight_max`, the blocks of all requests that may be in flight.
         """
         lead = max(self._lead, min(in_flight_max, self._budget.unread_max))
+        if self.hinted:
+            lead = self._budget.unread_max
         room = lead - range_blocks
         now = trio.current_time()
         if self._unread <= room:
@@ -183,6 +187,8 @@ class Slots:
                 continue
             if now - block.touched_s > UNREAD_EXPIRES_S:
                 self._waste(block)
+                if block.file.watcher is not None:
+                    block.file.watcher.expired(block)
 
     def _waste(self, block: Block) -> None:
         """The block was prefetched, and nobody came for it."""

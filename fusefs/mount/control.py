@@ -18,6 +18,8 @@ from fusefs.engine.pace import Pace
 from fusefs.engine.pagecache import PageCache
 from fusefs.engine.pool import Pool
 from fusefs.engine.slots import Slots
+from fusefs.hints.verbs import Verbs
+from fusefs.mount.folder import HintFolder
 from fusefs.mount.tuning import Knob, as_status
 from fusefs.policy.budget import ArenaBudget
 from fusefs.telemetry.counters import Counters
@@ -26,6 +28,7 @@ from fusefs.telemetry.log import RecentWarnings
 STATUS_VERSION = 1
 
 STATS_NAME = b"user.fusefs.stats"
+SOCKET_NAME = b"user.fusefs.socket"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,3 +93,23 @@ class Status:
             "warnings": list(self._warnings.lines),
         }
         return json.dumps(answer).encode()
+
+
+class Control:
+    """All attributes, by name: the status, the verbs, and where the socket is."""
+
+    def __init__(self, status: Status, verbs: Verbs, folder: HintFolder) -> None:
+        self._status = status
+        self._verbs = verbs
+        self.folder = folder
+        self.started_ns = status.started_ns
+
+    async def answer(self, inode: int, name: bytes) -> bytes | None:
+        """The value of the attribute `name`, or None if there is none. Raises FusefsError."""
+        if name == STATS_NAME:
+            return self._status.stats()
+        if name == SOCKET_NAME:
+            return json.dumps({"v": STATUS_VERSION, **self.folder.describe()}).encode()
+        if self.folder.find(inode) is not None:
+            return None
+        return await self._verbs.answer(inode, name)

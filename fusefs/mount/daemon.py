@@ -12,6 +12,7 @@ import contextlib
 import gc
 import json
 import logging
+import os
 import signal
 import socket
 import sys
@@ -28,6 +29,7 @@ from fusefs.engine.arena import Arena
 from fusefs.engine.blocks import Block, File, FileTable
 from fusefs.engine.fetcher import Fetcher
 from fusefs.engine.guide import Guide, Names
+from fusefs.engine.hinted import HintedPlans
 from fusefs.engine.machine import (
     Cores,
     cores_available,
@@ -42,8 +44,13 @@ from fusefs.engine.prefetcher import Prefetcher
 from fusefs.engine.reader import Reader
 from fusefs.engine.slots import Slots
 from fusefs.errors import ConfigError, FusefsError
-from fusefs.mount.control import EngineParts, Status
-from fusefs.mount.kernel import find_mount
+from fusefs.hints.peer import Desk
+from fusefs.hints.plans import Engine as HintEngine
+from fusefs.hints.server import Server
+from fusefs.hints.verbs import Verbs
+from fusefs.mount.control import Control, EngineParts, Status
+from fusefs.mount.folder import HintFolder
+from fusefs.mount.kernel import find_mount, mount_rows
 from fusefs.mount.operations import Hooks, Operations
 from fusefs.mount.tuning import HEAD_READ_AHEAD_KB, ReadAhead, may_abort, tune
 from fusefs.objects import ObjectMeta
@@ -66,6 +73,9 @@ COMPANION_LEAD_FRACTION = 4
 """Small files that came along and are not read yet take at most a quarter of what prefetch may."""
 
 
+WAITS_FRACTION = 8
+"""Blocks that hints wait for hold at most an eighth of the slots; waiting READs, up to half."""
+
 PUSHERS_MIN, PUSHERS_MAX = 2, 8
 """Threads that push, one for four cores: one writes 3 GB/s, as much as four workers fetch. Two at
 least, since one may have to wait for a READ."""
@@ -74,7 +84,7 @@ least, since one may have to wait for a READ."""
 class Daemon:
     """The parts of one mount, put together.
 
-    The mutable state of Daemon is in its parts.
+    The mutable state of Daemon is in its parts, and the mount's device, once it is known.
     """
 
     def __init__(self, job: dict[str, Any], config: Config, recent: RecentWarnings) -> None:
@@ -112,8 +122,15 @@ class Daemon:
             page_cache_room,
             self._fetcher.wake,
         )
+        self._hinted = HintedPlans(
+            self._files,
+            self._slots,
+            self._unhinted,
+            self._fetcher.wake,
+        )
         self._prefetcher = Prefetcher(
             self._files,
+            self._hinted,
             min(config.kernel.read_ahead_kb, HEAD_READ_AHEAD_KB) * 1024,
             self._budget.lead_first // COMPANION_LEAD_FRACTION,
             self._fetcher.wake,
@@ -128,6 +145,17 @@ class Daemon:
             self._counters,
             recent,
         )
+        self._folder = HintFolder(config.mount.umask)
+        self._device: str | None = None
+        waits = trio.CapacityLimiter(max(1, self._budget.slots // WAITS_FRACTION))
+        self._hints = Server(
+            Desk(
+                HintEngine(self._tree, self._source.prefix, self._hinted, self._fetcher, waits),
+                self._budget.block_size,
+                self._status.stats,
+            ),
+            self._find_device,
+        )
         self._guide = Guide(self._pool, self._fetcher, self._arena, self._siblings, self._counters)
 
     async def run(self, keeper: trio.socket.SocketType, job_fd: int) -> None:
@@ -141,7 +169,7 @@ class Daemon:
             error = await self._checked()
             if error is None:
                 await keeper.send(jobs.encode({"checked": True}))
-                fuse_fd = await _receive_fd(keeper)
+                _, fuse_fd = await _receive(keeper)
                 if fuse_fd is not None:
                     await self._serve(fuse_fd, keeper)
             nursery.cancel_scope.cancel()
@@ -171,7 +199,7 @@ class Daemon:
             self._files,
             reader,
             self._prefetcher,
-            self._status,
+            Control(self._status, Verbs(self._tree, self._files, self._hinted), self._folder),
             self._config,
             Hooks(self._tune, self._read_ahead.opening),
         )
@@ -183,7 +211,7 @@ class Daemon:
                 nursery.start_soon(self._fetcher.run, self._prefetcher.next_run)
                 nursery.start_soon(self._prefetcher.run, self._guide)
                 nursery.start_soon(_end_on_sigterm)
-                nursery.start_soon(self._watch_keeper, keeper)
+                nursery.start_soon(self._watch_keeper, keeper, nursery)
                 if self._config.kernel.push:
                     threads = min(PUSHERS_MAX, max(PUSHERS_MIN, cores_available() // 4))
                     start = partial(start_pusher, fuse_fd, self._arena.fd, threads)
@@ -204,11 +232,30 @@ class Daemon:
                 self._read_ahead.begin(row.device)
             self._pagecache.allow(self._why_not_push(row.device))
 
-    async def _watch_keeper(self, keeper: trio.socket.SocketType) -> None:
-        """Without its keeper a mount goes on; but nobody is left who could abort it."""
+    async def _watch_keeper(self, keeper: trio.socket.SocketType, nursery: trio.Nursery) -> None:
+        """Take the hints' socket from it; and notice its end.
+
+        Without its keeper a mount goes on; but nobody is left who could abort it.
+        """
         with contextlib.suppress(ConnectionResetError):  # it died before it read our last word
-            await keeper.recv(1)
+            while True:
+                data, fd = await _receive(keeper)
+                if not data:
+                    break
+                said = jobs.decode(data)
+                if fd is None:
+                    self._folder.seal(str(said["why"]))
+                else:
+                    self._folder.seal(None)
+                    nursery.start_soon(self._hints.run, socket.socket(fileno=fd))
         self._pagecache.allow("the keeper is gone")
+
+    def _find_device(self) -> str | None:
+        """The mount's device, for as long as it is mounted somewhere we can see."""
+        if self._device is None:
+            row = find_mount(self._mountpoint)
+            self._device = row.device if row is not None else None
+        return self._device if any(r.device == self._device for r in mount_rows()) else None
 
     def _why_not_push(self, device: str) -> str | None:
         if not self._config.kernel.push:
@@ -219,6 +266,9 @@ class Daemon:
 
     def _landed(self, blocks: list[Block]) -> None:
         self._pagecache.landed(blocks)
+
+    def _unhinted(self, file: File) -> None:
+        self._prefetcher.closed(file)
 
     def _object_changed(self, file: File) -> None:
         self._tree.mark_stale(file.meta.id)
@@ -237,14 +287,15 @@ async def _end_on_sigterm() -> None:
             pyfuse3.terminate()
 
 
-async def _receive_fd(keeper: trio.socket.SocketType) -> int | None:
-    """The descriptor of the mount; None if the keeper gave up."""
-    data, ancillary, _, _ = await keeper.recvmsg(1024, socket.CMSG_SPACE(4))
+async def _receive(keeper: trio.socket.SocketType) -> tuple[bytes, int | None]:
+    """What the keeper says, nothing if it gave up, and the descriptor that comes with it."""
+    data, ancillary, _, _ = await keeper.recvmsg(65536, socket.CMSG_SPACE(4))
     for level, kind, payload in ancillary:
-        if data and (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             fd: int = array.array("i", payload[:4])[0]
-            return fd
-    return None
+            os.set_inheritable(fd, False)
+            return data, fd
+    return data, None
 
 
 def main(channel_fd: int, job_fd: int) -> int:

@@ -18,9 +18,10 @@ import sys
 import time
 from typing import Any
 
+from fusefs.engine import jobs
 from fusefs.engine.machine import name_process
 from fusefs.errors import FusefsError
-from fusefs.mount import kernel
+from fusefs.mount import kernel, probe
 
 CHECK_TIMEOUT_S = 30.0
 """For starting processes and checking the source, which has its own deadline of 10 s; the command
@@ -34,7 +35,10 @@ GRACE_S = 10.0
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 _STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
-_PROBE = "import os, sys; os.getxattr(sys.argv[1], 'user.fusefs.stats')"
+
+NO_SOCKET_WITHOUT_ROOT = (
+    "a socket is bound before the mount becomes read-only, which only root can make it afterwards"
+)
 
 
 class Stopped(Exception):
@@ -80,7 +84,7 @@ class Keeper:
         self._device = row.device if row else None
         socket.send_fds(channel, [b"fuse"], [self._fuse_fd])
         self._expect(channel, "serving", CHECK_TIMEOUT_S)
-        self._probe()
+        self._probe(channel)
 
     def wait(self) -> int:
         """Wait for the daemon's end or a signal; returns the exit status with all cleaned up."""
@@ -176,10 +180,16 @@ class Keeper:
             self._signals.update(self._wake.recv(4096))
         return channel in ready
 
-    def _probe(self) -> None:
-        """Let a child ask the mount a question: if it hangs, it is the child that hangs."""
+    def _probe(self, channel: socket.socket) -> None:
+        """Let a child ask the mount a question: if it hangs, it is the child that hangs.
+
+        As root it also binds the hints' socket there, and the mount is made read-only behind it.
+        """
+        privileged = os.geteuid() == 0
+        fds = (channel.fileno(),) if privileged else ()
         child = subprocess.Popen(
-            [sys.executable, "-S", "-E", "-c", _PROBE, self._mountpoint],
+            [sys.executable, "-S", "-E", probe.__file__, self._mountpoint, *map(str, fds)],
+            pass_fds=fds,
             stdin=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             cwd="/",
@@ -193,6 +203,10 @@ class Keeper:
             raise FusefsError("the mount does not answer; see the log") from error
         if status != 0:
             raise FusefsError("the mount answers with an error; see the log")
+        if privileged:
+            kernel.make_read_only(self._mountpoint)
+        else:
+            channel.send(jobs.encode({"socket": False, "why": NO_SOCKET_WITHOUT_ROOT}))
 
     def _ended(self, timeout_s: float) -> bool:
         assert self._daemon is not None

@@ -21,7 +21,7 @@ from fusefs.errors import AccessDenied, FusefsError, ObjectNotFound
 FSTYPE = "fuse.fusefs"
 
 _CONNECTIONS = Path("/sys/fs/fuse/connections")
-_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOATIME = 1, 2, 4, 1024
+_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOATIME, _MS_REMOUNT = 1, 2, 4, 1024, 32
 _MNT_DETACH = 2
 _FUSERMOUNT_TIMEOUT_S = 30.0
 _OCTAL = re.compile(r"\\([0-7]{3})")
@@ -61,7 +61,11 @@ def _unescape(text: str) -> str:
 
 
 def mount_fuse(source: str, mountpoint: str, allow_other: bool) -> int:
-    """Mount read-only and return the /dev/fuse descriptor. Raises FusefsError with one sentence."""
+    """Mount and return the /dev/fuse descriptor. Raises FusefsError with one sentence.
+
+    As root the mount is not read-only yet: `make_read_only` makes it so, once the hints' socket is
+    bound in it. Until then the daemon refuses what the kernel would.
+    """
     if os.geteuid() == 0:
         return _mount_as_root(source, mountpoint, allow_other)
     return _mount_by_fusermount(source, mountpoint, allow_other)
@@ -86,7 +90,7 @@ def _mount_as_root(source: str, mountpoint: str, allow_other: bool) -> int:
         raise AccessDenied(f"cannot open /dev/fuse: {error.strerror}") from error
     options = f"fd={fd},rootmode=40000,user_id={os.geteuid()},group_id={os.getegid()}"
     options += ",default_permissions" + (",allow_other" if allow_other else "")
-    flags = _MS_RDONLY | _MS_NOSUID | _MS_NODEV | _MS_NOATIME
+    flags = _MS_NOSUID | _MS_NODEV | _MS_NOATIME
     result = _libc.mount(
         os.fsencode(source),
         os.fsencode(mountpoint),
@@ -100,6 +104,14 @@ def _mount_as_root(source: str, mountpoint: str, allow_other: bool) -> int:
         hint = " (CAP_SYS_ADMIN is needed)" if number == errno.EPERM else ""
         raise AccessDenied(f"cannot mount on {mountpoint}: {os.strerror(number)}{hint}")
     return fd
+
+
+def make_read_only(mountpoint: str) -> None:
+    """Turn what `mount_fuse` mounted as root read-only. Raises FusefsError."""
+    flags = _MS_REMOUNT | _MS_RDONLY | _MS_NOSUID | _MS_NODEV | _MS_NOATIME
+    if _libc.mount(None, os.fsencode(mountpoint), None, ctypes.c_ulong(flags), None) != 0:
+        number = ctypes.get_errno()
+        raise FusefsError(f"cannot make {mountpoint} read-only: {os.strerror(number)}")
 
 
 def _mount_by_fusermount(source: str, mountpoint: str, allow_other: bool) -> int:

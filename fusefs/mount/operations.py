@@ -33,7 +33,9 @@ from fusefs.engine.blocks import File, FileTable
 from fusefs.engine.prefetcher import Prefetcher
 from fusefs.engine.reader import Reader
 from fusefs.errors import FusefsError, ObjectChanged, ObjectNotFound
-from fusefs.mount.control import STATS_NAME, Status
+from fusefs.hints.verbs import BadExtent
+from fusefs.mount.control import Control
+from fusefs.mount.folder import FOLDER_BIT, Node
 from fusefs.policy.kinds import Kind
 from fusefs.tree.inodes import Entry
 from fusefs.tree.names import NAME_BYTES_MAX
@@ -70,7 +72,7 @@ def answering(handler: Callable[P, Awaitable[R]]) -> Callable[P, Coroutine[Any, 
         except FUSEError:
             raise
         except FusefsError as error:
-            if not isinstance(error, ObjectNotFound):
+            if not isinstance(error, (ObjectNotFound, BadExtent)):  # the caller is told
                 log.warning("%s: %s", handler.__name__, error)
             raise FUSEError(error.errno) from error
         except Exception as error:
@@ -104,7 +106,7 @@ class Operations(pyfuse3.Operations):
         files: FileTable,
         reader: Reader,
         prefetcher: Prefetcher,
-        status: Status,
+        control: Control,
         config: Config,
         hooks: Hooks,
     ) -> None:
@@ -113,7 +115,8 @@ class Operations(pyfuse3.Operations):
         self._file_table = files
         self._reader = reader
         self._prefetcher = prefetcher
-        self._status = status
+        self._control = control
+        self._folder = control.folder
         self._mount_config, self._tree_config = config.mount, config.tree
         self._hooks = hooks
         self._uid = os.geteuid() if config.mount.uid is None else config.mount.uid
@@ -134,13 +137,15 @@ class Operations(pyfuse3.Operations):
         """LOOKUP; an absent name is answered with a negative entry, which the kernel keeps."""
         if len(name) > NAME_BYTES_MAX:
             raise FUSEError(errno.ENAMETOOLONG)
+        node = self._folder.lookup(parent_inode, name)
+        if node is not None:
+            return self._node_attributes(node)
+        if parent_inode & FOLDER_BIT:
+            return self._absent()
         try:
             entry = await self._tree.lookup(parent_inode, name)
         except ObjectNotFound:
-            absent = EntryAttributes()
-            absent.st_ino = InodeT(0)
-            absent.entry_timeout = min(ENTRY_TIMEOUT_S, self._tree_config.negative_ttl_s)
-            return absent
+            return self._absent()
         self._tree.remember(entry)
         return self._attributes(entry)
 
@@ -153,11 +158,16 @@ class Operations(pyfuse3.Operations):
     @answering
     async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
         """GETATTR: an inode is one version, so this never asks the store."""
+        node = self._folder.find(inode)
+        if node is not None:
+            return self._node_attributes(node)
         return self._attributes(self._tree.get(inode))
 
     @answering
     async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
-        """OPENDIR takes the snapshot that READDIR walks."""
+        """OPENDIR takes the snapshot that READDIR walks; the socket's folder shows nothing."""
+        if inode & FOLDER_BIT:
+            return FileHandleT(0)
         entries = await self._tree.listing(inode)
         number = next(self._stream_numbers)
         self._streams[number] = (self._tree.acquire(inode), entries)
@@ -166,6 +176,8 @@ class Operations(pyfuse3.Operations):
     @answering
     async def readdir(self, fh: FileHandleT, start_id: int, token: Any) -> None:
         """READDIRPLUS from entry `start_id` on; "." and ".." come first and count no look-up."""
+        if fh == 0:
+            return
         directory, entries = self._streams[fh]
         own = [(b".", directory), (b"..", self._tree.get(directory.parent))]
         for number in range(start_id, len(entries) + 2):
@@ -182,6 +194,8 @@ class Operations(pyfuse3.Operations):
     @answering
     async def releasedir(self, fh: FileHandleT) -> None:
         """RELEASEDIR lets go of the snapshot."""
+        if fh == 0:
+            return
         directory, _ = self._streams.pop(fh)
         self._tree.release(directory.inode)
 
@@ -249,9 +263,20 @@ class Operations(pyfuse3.Operations):
         if not self._asked:
             self._asked = True
             self._hooks.first_request()
-        if name == STATS_NAME:
-            return self._status.stats()
-        raise FUSEError(errno.ENODATA)
+        value = await self._control.answer(inode, name)
+        if value is None:
+            raise FUSEError(errno.ENODATA)
+        return value
+
+    @answering
+    async def mknod(
+        self, parent_inode: InodeT, name: bytes, mode: int, rdev: int, ctx: RequestContext
+    ) -> EntryAttributes:
+        """MKNOD: the hints' socket, while it is bound; the mount is read-only otherwise."""
+        node = self._folder.make(parent_inode, name, mode)
+        if node is None:
+            raise FUSEError(errno.EROFS)
+        return self._node_attributes(node)
 
     @answering
     async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[bytes]:
@@ -262,6 +287,12 @@ class Operations(pyfuse3.Operations):
     async def readlink(self, inode: InodeT, ctx: RequestContext) -> bytes:
         """READLINK: there are no links."""
         raise FUSEError(errno.EINVAL)
+
+    def _absent(self) -> EntryAttributes:
+        result = EntryAttributes()
+        result.st_ino = InodeT(0)
+        result.entry_timeout = min(ENTRY_TIMEOUT_S, self._tree_config.negative_ttl_s)
+        return result
 
     def _attributes(self, entry: Entry) -> EntryAttributes:
         """What stat(2) shows.
@@ -279,7 +310,7 @@ class Operations(pyfuse3.Operations):
         if entry.meta is None:
             result.st_mode = pyfuse3.ModeT(stat.S_IFDIR | (0o555 & ~config.umask))
             result.st_nlink = 2
-            mtime_ns = self._status.started_ns
+            mtime_ns = self._control.started_ns
         else:
             result.st_mode = pyfuse3.ModeT(stat.S_IFREG | (0o444 & ~config.umask))
             result.st_nlink = 1
@@ -287,6 +318,18 @@ class Operations(pyfuse3.Operations):
             result.st_blocks = -(-entry.meta.size // 512)
             mtime_ns = entry.meta.mtime_ns
         result.st_mtime_ns = result.st_ctime_ns = result.st_atime_ns = mtime_ns
+        return result
+
+    def _node_attributes(self, node: Node) -> EntryAttributes:
+        """What stat(2) shows of the socket and its folders."""
+        result = EntryAttributes()
+        result.st_ino = InodeT(node.inode)
+        result.st_mode = pyfuse3.ModeT(node.mode)
+        result.st_nlink = 2 if node.inode & FOLDER_BIT else 1
+        result.st_uid, result.st_gid = self._uid, self._gid
+        result.st_mtime_ns = result.st_ctime_ns = result.st_atime_ns = self._control.started_ns
+        result.entry_timeout = ENTRY_TIMEOUT_S
+        result.attr_timeout = ATTRIBUTE_TIMEOUT_S
         return result
 
 
@@ -300,7 +343,7 @@ def _refuses(name: str) -> Callable[..., Awaitable[None]]:
 
 
 for _name in (
-    "create", "link", "mkdir", "mknod", "removexattr", "rename", "rmdir", "setattr", "setxattr",
+    "create", "link", "mkdir", "removexattr", "rename", "rmdir", "setattr", "setxattr",
     "symlink", "unlink", "write",
 ):  # fmt: skip
     setattr(Operations, _name, _refuses(_name))

@@ -45,6 +45,10 @@ class Consumed:
         """Whether any of the file is known to be with the kernel."""
         return any(self.marks)
 
+    def count(self) -> int:
+        """How many blocks are the kernel's."""
+        return self.marks.count(CONSUMED) + self.marks.count(AGAIN)
+
     def mark(self, block: int) -> None:
         """The block's last byte went to a reader, or all of it into the page cache."""
         before = self.marks[block]

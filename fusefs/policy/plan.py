@@ -45,11 +45,13 @@ class Priority(IntEnum):
     """The order in which wanted blocks are fetched, most urgent first."""
 
     DEMAND = 0
-    HEAD = 1
-    STREAM = 2
-    COMPANIONS = 3
-    REST = 4
-    NEXT_SHARD = 5
+    HINTED = 1
+    HEAD = 2
+    STREAM = 3
+    COMPANIONS = 4
+    REST = 5
+    NEXT_SHARD = 6
+    WARM = 7
 
 
 class FilePlan:

@@ -19,8 +19,9 @@ import trio.testing
 
 from fusefs.engine import jobs
 from fusefs.engine.arena import Arena
-from fusefs.engine.blocks import FileTable
+from fusefs.engine.blocks import File, FileTable
 from fusefs.engine.fetcher import Fetcher
+from fusefs.engine.hinted import HintedPlans
 from fusefs.engine.pace import Pace
 from fusefs.engine.pagecache import PageCache
 from fusefs.engine.prefetcher import Prefetcher
@@ -215,7 +216,12 @@ async def _load(
     fetcher = Fetcher(
         budget, slots, workers, counters, lambda file: None, lambda blocks: None, pace
     )
-    prefetcher = Prefetcher(table, 4 * MIB, budget.lead_first // 4, fetcher.wake)
+
+    def closed(file: File) -> None:
+        prefetcher.closed(file)
+
+    hinted = HintedPlans(table, slots, closed, fetcher.wake)
+    prefetcher = Prefetcher(table, hinted, 4 * MIB, budget.lead_first // 4, fetcher.wake)
     pagecache = PageCache(arena, slots, counters, lambda file: None, lambda: 0, fetcher.wake)
     reader = Reader(arena, slots, fetcher, prefetcher, counters, pagecache, 600.0)
 

@@ -21,6 +21,7 @@ from fusefs.engine.arena import Arena
 from fusefs.engine.blocks import File, FileTable
 from fusefs.engine.fetcher import Fetcher
 from fusefs.engine.guide import Guide
+from fusefs.engine.hinted import HintedPlans
 from fusefs.engine.pace import Pace
 from fusefs.engine.pagecache import PageCache
 from fusefs.engine.prefetcher import Prefetcher
@@ -181,6 +182,7 @@ class Engine:
     files: FileTable
     slots: Slots
     fetcher: Fetcher
+    hinted: HintedPlans
     prefetcher: Prefetcher
     reader: Reader
     counters: Counters
@@ -223,10 +225,17 @@ async def open_engine(
     pace = Pace(budget, counters, lambda: False)
     fetcher = Fetcher(budget, tenants, workers, counters, changed.append, lambda blocks: None, pace)
     pagecache = PageCache(arena, tenants, counters, lambda file: None, lambda: 0, fetcher.wake)
-    prefetcher = Prefetcher(files, head_bytes, budget.lead_first // 4, fetcher.wake)
+
+    def closed(file: File) -> None:
+        prefetcher.closed(file)
+
+    hinted = HintedPlans(files, tenants, closed, fetcher.wake)
+    prefetcher = Prefetcher(files, hinted, head_bytes, budget.lead_first // 4, fetcher.wake)
     reader = Reader(arena, tenants, fetcher, prefetcher, counters, pagecache, deadline_s)
     guide = Guide(workers, fetcher, arena, lambda file: bucket.listing(), counters)
-    engine = Engine(bucket, workers, files, tenants, fetcher, prefetcher, reader, counters, changed)
+    engine = Engine(
+        bucket, workers, files, tenants, fetcher, hinted, prefetcher, reader, counters, changed
+    )
     try:
         async with trio.open_nursery() as nursery:
             workers.attend(nursery, fetcher.on_read)

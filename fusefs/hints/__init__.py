@@ -1,0 +1,1 @@
+"""Hints of loaders: what reaches the daemon through extended attributes and the socket."""

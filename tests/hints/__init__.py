@@ -1,0 +1,1 @@
+"""Hints: verbs, socket, plans."""
