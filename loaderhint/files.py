@@ -6,6 +6,7 @@ the descriptor pins one version of the bytes for as long as the loader works wit
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,6 +18,8 @@ from loaderhint.header import LENGTH_BYTES, Header, HeaderError, parse_header, r
 Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
 SUFFIX = ".safetensors"
+
+_INDEX = "model.safetensors.index.json"
 
 _HEAD_BYTES = 128 << 10
 """What is read first of a file: the whole header of most shards in one round trip."""
@@ -42,8 +45,9 @@ class OpenFile:
 def expand_paths(paths: Paths) -> list[str]:
     """The files that `paths` mean, in the order given.
 
-    A folder means its `*.safetensors`, `-2-of-10` before `-10-of-10`; one without any means all of
-    its files. Subfolders are not looked into. Raises OSError.
+    A folder means the shards that its `model.safetensors.index.json` names, else all of its
+    `*.safetensors`; `-2-of-10` before `-10-of-10`. One without any means all of its files.
+    Subfolders are not looked into. Raises OSError.
     """
     if isinstance(paths, (str, os.PathLike)):
         paths = [paths]
@@ -107,7 +111,21 @@ def _files_of_folder(folder: str) -> list[str]:
     with os.scandir(folder) as entries:
         names = [entry.name for entry in entries if entry.is_file()]
     shards = [name for name in names if name.endswith(SUFFIX)]
+    if _INDEX in names:
+        # Some folders hold the model twice, in one file and in shards: the index says which.
+        indexed = _indexed(os.path.join(folder, _INDEX))
+        shards = [name for name in shards if name in indexed] or shards
     return [os.path.join(folder, name) for name in sorted(shards or names, key=natural_order)]
+
+
+def _indexed(path: str) -> frozenset[str]:
+    """The files that an index names; none if it is not understood."""
+    try:
+        with open(path, "rb") as file:
+            names = json.load(file)["weight_map"].values()
+        return frozenset(name for name in names if isinstance(name, str))
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        return frozenset()
 
 
 def _header_stop(head: bytes, size_bytes: int) -> int:

@@ -25,6 +25,9 @@ from loaderhint.wishes import Events, Group, Progress, Wanted
 VERBS_PER_FILE = 256
 """Without the socket each extent is a call of its own; more are joined over the smallest gaps."""
 
+_SETTLED_S = 2.0
+"""After a failure, with nothing in flight and nothing new for so long, no more comes."""
+
 Asked = tuple[OpenFile, tuple[plan.Extent, ...] | None]
 """What is asked of one file; without extents all of it."""
 
@@ -69,6 +72,7 @@ class Hint:
             sum(one.ready_bytes for one in known),
             sum(one.total_bytes for one in known),
             sum(one.bytes_per_s for one in known),
+            sum(one.in_flight for one in known),
         )
 
     def watch(self, every_s: float = 0.25) -> Iterator[Progress]:
@@ -77,18 +81,25 @@ class Hint:
         Ends at once where nobody can say. What could not be fetched is in `failed` then.
         """
         every_bytes = max(1, getattr(self.progress(), "total_bytes", 0) // 100)
-        waiting = [client.subscribe(self._name, every_bytes) for client in self._clients]
-        silent_since = time.monotonic()
+        heard = [client.subscribe(self._name, every_bytes) for client in self._clients]
+        waiting = [events for events in heard if events is not None]
+        moved_at, last = time.monotonic(), None
         while True:
-            waiting = [events for events in waiting if events and not self._hear(events)]
+            waiting = [events for events in waiting if not self._hear(events)]
             now = self.progress()
             if now is not None:
-                silent_since = time.monotonic()
                 yield now
-                if now.ready_bytes >= now.total_bytes or not (waiting or self._asking()):
+                if now.ready_bytes >= now.total_bytes or not (waiting or self._attributes):
                     return
-            elif time.monotonic() - silent_since > RECONNECT_TIMEOUT_S or not self._clients:
-                self.failed.append("the daemon is gone")
+            if now is not None and (now != last or now.in_flight):
+                moved_at, last = time.monotonic(), now
+            # Nothing more comes of a file that failed; the others are seen to move.
+            still_s = time.monotonic() - moved_at
+            if still_s > (_SETTLED_S if self._has_failed() else RECONNECT_TIMEOUT_S):
+                if now is None:
+                    self.failed.append("the daemon is gone")
+                return
+            if now is None and not self._clients:
                 return
             time.sleep(every_s)
 
@@ -101,13 +112,14 @@ class Hint:
                 return True
         return False
 
-    def _asking(self) -> bool:
-        """Whether files asked for by attribute are still to come; failures end it."""
+    def _has_failed(self) -> bool:
+        """Whether a file failed: what a socket told, or what an attribute says now."""
         for file, _ in self._attributes:
             failed = (channel.ask(file.fd, "progress") or {}).get("failed")
-            if failed:
-                self.failed.append(f"{file.path}: {failed}")
-        return bool(self._attributes) and not self.failed
+            sentence = f"{file.path}: {failed}"
+            if failed and sentence not in self.failed:
+                self.failed.append(sentence)
+        return bool(self.failed)
 
     def cancel(self) -> None:
         """Fetch no more of it. What is here stays."""

@@ -43,11 +43,15 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a plan is. Bytes count what was asked for; `bytes_per_s` is the recent rate."""
+    """How far a plan is. Bytes count what was asked for; `bytes_per_s` is the recent rate.
+
+    `in_flight` is being fetched now.
+    """
 
     ready_bytes: int
     total_bytes: int
     bytes_per_s: float = 0.0
+    in_flight: int = 0
 
 
 class Events:
@@ -115,7 +119,13 @@ def progress_of(answer: Mapping[str, Any] | None) -> Progress | None:
     """The progress in an answer or an event; None if there is none."""
     if answer is None:
         return None
-    ready, total, rate = (answer.get(key) for key in ("ready_bytes", "total_bytes", "bytes_per_s"))
+    ready, total = answer.get("ready_bytes"), answer.get("total_bytes")
+    rate, flying = answer.get("bytes_per_s"), answer.get("in_flight")
     if type(ready) is not int or type(total) is not int:
         return None
-    return Progress(ready, total, float(rate) if isinstance(rate, (int, float)) else 0.0)
+    return Progress(
+        ready,
+        total,
+        float(rate) if isinstance(rate, (int, float)) else 0.0,
+        flying if type(flying) is int else 0,
+    )

@@ -231,7 +231,8 @@ class _Peer:
                 self._send({**event, "code": "EIO", "message": failure})
                 continue
             self._send({"ev": "ready", "plan": plan, "inode": inode, "extents": [[start, stop]]})
-        self._send({"ev": "done", "plan": plan})
+        if failure is None:
+            self._send({"ev": "done", "plan": plan})
 
     def _enqueue(self, plan: str) -> None:
         size = self._behaviour.slot_bytes

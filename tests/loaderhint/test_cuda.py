@@ -6,6 +6,8 @@ No GPU was at hand: what is shown is the order of calls, and that no buffer is u
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -109,3 +111,77 @@ def test_a_load_left_midway_waits_for_its_copies(folder: Path) -> None:
         next(iter(load.delivery))
     sink.close()
     assert gpu._run == len(gpu._stream)
+
+
+class Recorder:
+    """Stands for torch.cuda: says in which order it was called, and on which stream."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.on = "default"
+
+    def Stream(self, device: torch.device) -> str:  # noqa: N802 torch's name
+        return f"side of {device}"
+
+    def Event(self) -> Recorder:  # noqa: N802 torch's name
+        return self
+
+    def record(self, stream: str) -> None:
+        self.calls.append(f"record on {stream}")
+
+    def synchronize(self) -> None:
+        self.calls.append("synchronize")
+
+    def current_stream(self, device: torch.device) -> Recorder:
+        return self
+
+    def wait_event(self, event: Recorder) -> None:
+        self.calls.append("wait for event")
+
+    @contextmanager
+    def stream(self, stream: str) -> Iterator[None]:
+        before, self.on = self.on, stream
+        yield
+        self.on = before
+
+
+class Memory:
+    """Stands for a tensor of the GPU."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+
+    def copy_(self, source: object, non_blocking: bool) -> None:
+        self._recorder.calls.append(f"copy on {self._recorder.on}, async {non_blocking}")
+
+    def record_stream(self, stream: object) -> None:
+        self._recorder.calls.append("record stream")
+
+
+def test_the_calls_of_cuda_are_on_their_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory and copies belong to the side stream; the application's waits, and is recorded."""
+    recorder = Recorder()
+    monkeypatch.setattr(torch, "cuda", recorder)
+
+    def empty(size: int, **how: object) -> Memory:
+        kind = "pinned" if how.get("pin_memory") else f"on {how['device']}"
+        recorder.calls.append(f"{size} bytes {kind} in {recorder.on}")
+        return Memory(recorder)
+
+    monkeypatch.setattr(torch, "empty", empty)
+    gpu = cuda.TorchGpu(torch.device("cuda:1"))
+    gpu.empty_pinned(7)
+    memory = gpu.empty(5)
+    gpu.copy(memory, memory)
+    event = gpu.record()
+    gpu.wait(event)
+    gpu.hand_over(memory, event)
+    assert recorder.calls == [
+        "7 bytes pinned in default",
+        "5 bytes on cuda:1 in side of cuda:1",
+        "copy on side of cuda:1, async True",
+        "record on side of cuda:1",
+        "synchronize",
+        "wait for event",
+        "record stream",
+    ]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from loaderhint import channel, hints
 from loaderhint.__main__ import main
 from loaderhint.doctor import Diagnosis, advice
 from tests.harness.hint_server import HintServer
@@ -45,14 +46,43 @@ def test_warm_waits_and_says_what_came(
 
 
 def test_warm_that_fails_says_why(
-    server: HintServer, file: Path, capsys: pytest.CaptureFixture[str]
+    server: HintServer,
+    file: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A file the daemon cannot fetch is a sentence and exit status 1."""
+    monkeypatch.setattr(hints, "_SETTLED_S", 0.1)
     server.behaviour.announce_failure = "the object is gone"
     assert main(["warm", str(file)]) == 1
     seen = capsys.readouterr()
     assert seen.out == "1.5 KiB of 2.9 KiB are here\n"
     assert "the object is gone" in seen.err
+
+
+def test_warm_by_attributes(
+    server: HintServer,
+    file: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without the socket the verbs do it: prefetch once, then progress until all is here."""
+    server.behaviour.hello = {"protocol": 2}
+    verbs: list[str] = []
+
+    def ask(target: int | str, verb: str) -> dict[str, object] | None:
+        verbs.append(verb)
+        ready = 1000 * verbs.count("progress")
+        return {"v": 1, "ready_bytes": min(ready, 3000), "total_bytes": 3000}
+
+    monkeypatch.setattr(channel, "ask", ask)
+    assert main(["warm", str(file)]) == 0
+    assert capsys.readouterr().out == "2.9 KiB of 2.9 KiB are here\n"
+    assert verbs[0] == "prefetch"
+    assert set(verbs[1:]) == {"progress"}
+    verbs.clear()
+    assert main(["progress", "--json", str(file)]) == 0
+    assert json.loads(capsys.readouterr().out)["ready_bytes"] == 1000
 
 
 def test_the_bar_is_for_terminals(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import os
 from pathlib import Path
@@ -134,6 +135,20 @@ def test_folders_mean_their_shards_in_natural_order(tmp_path: Path) -> None:
     names = [Path(path).name for path in files.expand_paths(tmp_path)]
     assert names == ["m-2.safetensors", "m-10.safetensors"]
     assert files.expand_paths([tmp_path / "other"]) == [str(tmp_path / "other" / "x.bin")]
+
+
+def test_the_index_says_which_shards_are_the_model(tmp_path: Path) -> None:
+    """A model that lies there twice is loaded once; an index that is none changes nothing."""
+    for name in ("consolidated", "m-1", "m-2"):
+        (tmp_path / f"{name}.safetensors").write_bytes(b"")
+    index = tmp_path / "model.safetensors.index.json"
+    weight_map = {"a": "m-2.safetensors", "b": "m-1.safetensors", "c": "gone.safetensors"}
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    names = [Path(path).name for path in files.expand_paths(tmp_path)]
+    assert names == ["m-1.safetensors", "m-2.safetensors"]
+    for text in ("", "[]", '{"weight_map": 1}', '{"weight_map": {"a": "gone"}}'):
+        index.write_text(text)
+        assert len(files.expand_paths(tmp_path)) == 3
 
 
 def test_headers_of_any_length_are_read(tmp_path: Path) -> None:
