@@ -24,10 +24,23 @@ class Arena:
     def __init__(self, budget: ArenaBudget) -> None:
         self.budget = budget
         self.block_size = budget.block_size
-        self.fd = open_shared_memory(budget.size_bytes)
+        memory = open_shared_memory(budget.size_bytes)
+        self.fd, self._read_only_fd = memory.fd, memory.read_only_fd
         self._map = map_shared_memory(self.fd, mmap.PROT_READ)
         self._view = memoryview(self._map)
         self.scratch = bytearray(0)
+
+    @property
+    def may_be_handed_out(self) -> bool:
+        """Whether there is a descriptor that nobody can write through."""
+        return self._read_only_fd is not None
+
+    def open_read_only(self) -> int:
+        """A new descriptor for a peer, which the caller closes. Raises OSError.
+
+        Opened anew: descriptors that are mere copies share what fcntl(2) sets.
+        """
+        return os.open(f"/proc/self/fd/{self._read_only_fd}", os.O_RDONLY | os.O_CLOEXEC)
 
     def view(self, slot: int, offset: int, size: int) -> memoryview:
         """Bytes `[offset, offset + size)` from the start of `slot`, maybe into those after it."""
@@ -50,3 +63,5 @@ class Arena:
         self._view.release()
         self._map.close()
         os.close(self.fd)
+        if self._read_only_fd is not None:
+            os.close(self._read_only_fd)

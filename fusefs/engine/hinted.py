@@ -26,6 +26,9 @@ READ_PAST_BYTES = 4 << 20
 RATE_INTERVAL_S = 1.0
 """Over how long, and up to twice as long, bytes per second are measured."""
 
+LOOK_EVERY_S = 1.0
+"""How often blocks that are kept for others are looked at; they are never more than the slots."""
+
 FileRun = tuple[File, int, int]
 """(file, first block, count)."""
 
@@ -52,10 +55,18 @@ class Part:
         self.error: FusefsError | None = None
         self.queued = False
 
-    @property
-    def is_alive(self) -> bool:
-        """Whether it makes sense to fetch more of it."""
-        return self.error is None and self.file.changed is None
+    def is_alive(self, failed: Callable[[int, FusefsError], None] | None) -> bool:
+        """Whether it makes sense to fetch more of it; that it changed is said once, to `failed`."""
+        if self.file.changed is not None:
+            self.fail(self.file.changed, failed)
+        return self.error is None
+
+    def fail(self, error: FusefsError, failed: Callable[[int, FusefsError], None] | None) -> None:
+        """Fetch no more of it. Said once."""
+        if self.error is None:
+            self.error = error
+            if failed is not None:
+                failed(self.inode, error)
 
 
 class Rate:
@@ -97,6 +108,12 @@ class Plan(Protocol):
     def wasted(self) -> None:
         """Blocks lay there for long, and nobody came for them."""
 
+    def awaits(self, part: Part, block: Block) -> bool:
+        """Whether a READY block is of use to the plan yet."""
+
+    def advance(self) -> None:
+        """Others let go of blocks: there may be room for the plan's."""
+
     @property
     def wants_more(self) -> bool:
         """Whether there is something left to fetch for it."""
@@ -114,7 +131,8 @@ class WarmPlan:
         self.in_order = in_order
         self.parts: dict[int, Part] = {}
         self.rate = Rate()
-        self._listener = listener
+        self._ready_to = None if listener is None else listener.ready
+        self._failed_to = None if listener is None else listener.failed
         self._queue: deque[Part] = deque()
         self._first: deque[tuple[Part, int, int]] = deque()
         self._stands_still = False
@@ -162,13 +180,13 @@ class WarmPlan:
         while self._first:
             part, first, stop = self._first[0]
             run = part.wanted.run_in(first, stop, part.file.plan.range_blocks, part.file.has)
-            if run is not None and part.is_alive:
+            if run is not None and part.is_alive(self._failed_to):
                 return part.file, *run
             self._first.popleft()
         while self._queue:
             part = self._queue[0]
             run = part.wanted.next_run(part.file.plan.range_blocks, part.file.has)
-            if run is not None and part.is_alive:
+            if run is not None and part.is_alive(self._failed_to):
                 return part.file, *run
             self._queue.popleft().queued = False
         return None
@@ -180,10 +198,8 @@ class WarmPlan:
     def lost(self, part: Part, block: Block) -> None:
         """A block is gone: failed for good, or to be fetched again if it had not landed."""
         if block.error is not None:
-            if part.error is None and part.wanted.parts(block.index):
-                part.error = block.error
-                if self._listener is not None:
-                    self._listener.failed(part.inode, block.error)
+            if part.wanted.parts(block.index):
+                part.fail(block.error, self._failed_to)
         elif part.wanted.run_in(block.index, block.index + 1, 1, part.file.has):
             self._requeue(part)
 
@@ -202,6 +218,13 @@ class WarmPlan:
         """Blocks lay there for long, and nobody came for them."""
         self._stands_still = True
 
+    def awaits(self, part: Part, block: Block) -> bool:
+        """Whether its peer was told that the block is there, and has not read it yet."""
+        return bool(part.wanted.marks[block.index]) and block.index not in part.file.plan.consumed
+
+    def advance(self) -> None:
+        """Nothing waits for others' blocks."""
+
     def _requeue(self, part: Part) -> None:
         part.wanted.rewind()
         if not part.queued:
@@ -210,8 +233,8 @@ class WarmPlan:
 
     def _ready(self, part: Part, index: int) -> None:
         extents = part.wanted.mark_ready(index)
-        if extents and self._listener is not None:
-            self._listener.ready(part.inode, extents)
+        if extents and self._ready_to is not None:
+            self._ready_to(part.inode, extents)
 
 
 def _those_in(file: File, first: int, stop: int) -> list[int]:
@@ -224,7 +247,8 @@ def _those_in(file: File, first: int, stop: int) -> list[int]:
 class HintedPlans:
     """All plans of one mount. Is the watcher of their files' blocks.
 
-    The mutable state of HintedPlans is the plans, and the parts of each file.
+    The mutable state of HintedPlans is the plans, the parts of each file, and the blocks that one
+    plan is done with and others are not.
     INVARIANT: every part of a plan in `_plans` is in `_by_file`, and is one open of its file.
     """
 
@@ -242,6 +266,7 @@ class HintedPlans:
         self._wake = wake
         self._plans: deque[Plan] = deque()
         self._by_file: dict[int, list[tuple[Plan, Part]]] = {}
+        self._kept: dict[Block, None] = {}
 
     def add(self, plan: Plan) -> None:
         """Ask this plan from now on, until `remove`."""
@@ -309,6 +334,34 @@ class HintedPlans:
                 is_said = True
         self._wake()
         return is_said and not file.started
+
+    async def run(self) -> None:
+        """Look every second whether blocks were kept in vain, for ever: ranks die, or never come.
+
+        While plans want more the pump is woken, too: it is what notices that blocks expired.
+        """
+        while True:
+            await trio.sleep(LOOK_EVERY_S)
+            self._free(tuple(self._kept))
+            if self._slots.hinted:
+                self._wake()
+
+    def handed_on(self, blocks: list[Block]) -> None:
+        """A plan let go of these blocks: those that no other plan awaits are free to go."""
+        self._kept.update(dict.fromkeys(blocks))
+        self._free(blocks)
+        for plan in tuple(self._plans):
+            plan.advance()
+        self.look_again()
+
+    def _free(self, blocks: Iterable[Block]) -> None:
+        for block in blocks:
+            those = self._by_file.get(id(block.file), ())
+            if block.state is not State.READY or block.waiters:
+                self._kept.pop(block, None)  # gone, or handed out again: that one lets go of it
+            elif not any(plan.awaits(part, block) for plan, part in those):
+                self._kept.pop(block, None)
+                self._slots.handed_on(block)
 
     # -- what happens to blocks -------------------------------------------------------------------
 

@@ -123,6 +123,14 @@ class Slots:
         if block.served >= block.extent.size:
             block.file.plan.mark_consumed(block.index)
 
+    def handed_on(self, block: Block) -> None:
+        """A READY block was copied by all loaders that took it out of the arena."""
+        if block.unread:
+            block.unread = False
+            self._unread -= 1
+        block.touched_s = trio.current_time()
+        block.served = block.extent.size
+
     def pushed(self, block: Block) -> None:
         """A READY block lies in the kernel's page cache: like one that was read to its end."""
         if block.unread:
@@ -183,7 +191,9 @@ class Slots:
 
     def _expire_unread(self, now: float) -> None:
         for block in self._owners:
-            if block is None or not block.unread or block.state is not State.READY:
+            if block is None or not block.unread or block.waiters:
+                continue
+            if block.state is not State.READY:
                 continue
             if now - block.touched_s > UNREAD_EXPIRES_S:
                 self._waste(block)

@@ -54,7 +54,7 @@ class Outbox:
         self._emptied = trio.Event()
 
     def answer(self, message: Mapping[str, Any], fd: int | None = None) -> None:
-        """Send an answer, with a descriptor if it has one; it stays open, and the caller's."""
+        """Send an answer, with a descriptor if it has one, which is closed then."""
         self._answers.append((protocol.encode(message), fd))
         self._filled.set()
 
@@ -66,6 +66,13 @@ class Outbox:
     def forget(self, source: Source) -> None:
         """Do not ask `source` any more."""
         self._sources.pop(id(source), None)
+
+    def close(self) -> None:
+        """Nothing more is sent."""
+        while self._answers:
+            _, fd = self._answers.popleft()
+            if fd is not None:
+                os.close(fd)
 
     async def wait_room(self) -> None:
         """Return once another answer may wait to be sent."""
@@ -80,7 +87,11 @@ class Outbox:
             self._filled = trio.Event()
             while self._answers:
                 data, fd = self._answers.popleft()
-                await self._send(data, fd)
+                try:
+                    await self._send(data, fd)
+                finally:
+                    if fd is not None:
+                        os.close(fd)
                 self._emptied.set()
             batch = bytearray()
             while self._sources and not self._answers:

@@ -82,8 +82,9 @@ class Peer:
                 nursery.start_soon(self._half, self._outbox.run, ending)
                 await self._half(partial(self._receive, nursery), ending)
         finally:
+            self._connection.close()  # first: who sees no end yet still holds its slots
+            self._outbox.close()
             self._plans.close()
-            self._connection.close()
             log.info("the peer with pid %d is gone", self._credentials.pid)
 
     async def _half(self, run: Callable[[], Awaitable[None]], ending: trio.CancelScope) -> None:
@@ -130,6 +131,10 @@ class Peer:
                 with self._duty.working():
                     wish = plan_wish(message)
                 answer = await self._plans.plan(wish, message)
+            elif operation == protocol.MAP:
+                answer, fd = self._plans.map(message)
+                self._outbox.answer({"id": number, "ok": answer}, fd)
+                return
             else:
                 with self._duty.working():
                     answer = self._answer(operation, message)
@@ -145,6 +150,8 @@ class Peer:
                 return self._hello(message)
             case protocol.SUBSCRIBE:
                 return plans.subscribe(message)
+            case protocol.RELEASE:
+                return plans.release(message)
             case protocol.CANCEL:
                 return plans.cancel(message)
             case protocol.PROGRESS:
@@ -161,7 +168,7 @@ class Peer:
         return {
             "protocol": protocol.VERSION,
             "server": f"fusefs {fusefs.__version__}",
-            "features": ["warm"],
+            "features": ["warm", "slots"] if self._plans.why_no_slots() is None else ["warm"],
             "block_bytes": self._desk.block_bytes,
             "limits": {
                 "frame_bytes": protocol.FRAME_BYTES_MAX,

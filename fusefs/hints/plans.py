@@ -15,8 +15,10 @@ from typing import Any
 
 import trio
 
+from fusefs.engine.arena import Arena
 from fusefs.engine.blocks import State
 from fusefs.engine.fetcher import Fetcher
+from fusefs.engine.handed import Groups, Pins, SlotPlan
 from fusefs.engine.hinted import HintedPlans, Part, WarmPlan
 from fusefs.errors import FusefsError, ObjectChanged
 from fusefs.hints.duty import Duty
@@ -24,7 +26,17 @@ from fusefs.hints.outbox import Outbox
 from fusefs.hints.subscription import Subscription
 from fusefs.hints.verbs import in_flight_bytes
 from fusefs.hints.visible import is_visible
-from fusefs.hints.wishes import FileWish, PlanWish, Refused, WaitWish, every_bytes, plan_name
+from fusefs.hints.wishes import (
+    WARM,
+    FileWish,
+    Group,
+    PlanWish,
+    Refused,
+    WaitWish,
+    every_bytes,
+    plan_name,
+    released_slots,
+)
 from fusefs.objects import Extent
 from fusefs.policy.extents import blocks_of
 from fusefs.policy.hinted import merged
@@ -38,22 +50,29 @@ BLOCKS_MAX = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """What the plans of all connections work with. `waits` bounds the blocks they wait for."""
+    """What the plans of all connections work with.
+
+    `waits` bounds the blocks that they wait for, `pins` those that they hold.
+    """
 
     tree: Tree
     prefix: str
     hinted: HintedPlans
     fetcher: Fetcher
+    arena: Arena
     waits: trio.CapacityLimiter
+    pins: Pins
+    groups: Groups
 
 
 @dataclass(slots=True)
 class _Kept:
     """One plan, who listens to it, and what it was first asked for."""
 
-    plan: WarmPlan
+    plan: WarmPlan | SlotPlan
     subscription: Subscription
     asked: bytes
+    group: Group | None
 
 
 class PeerPlans:
@@ -73,14 +92,19 @@ class PeerPlans:
         self._plans: dict[str, _Kept] = {}
 
     async def plan(self, wish: PlanWish, message: Mapping[str, Any]) -> dict[str, Any]:
-        """Make a plan, or add to it. The same again changes nothing. Raises Refused."""
-        asked = hashlib.blake2b(json.dumps(message["files"]).encode()).digest()
-        kept = self._plans.get(wish.name)
-        if kept is not None and not wish.append:
-            if kept.asked != asked:
-                raise Refused(errno.EEXIST, "there is a plan of this name: cancel it, or append")
-            return self._figures(wish.name)
-        wanted = self._resolve(wish)
+        """Make a plan, add to it, or replace it. The same again changes nothing. Raises Refused."""
+        with self._duty.working():
+            text = json.dumps({**message, "id": None}, sort_keys=True)
+            asked = hashlib.blake2b(text.encode()).digest()
+            kept = self._plans.get(wish.name)
+            if kept is not None and not wish.append:
+                if kept.asked == asked:
+                    return self._figures(wish.name)
+                wanted = self._resolve(wish, besides=wish.name)
+                self._drop(wish.name)
+                kept = None
+            else:
+                wanted = self._resolve(wish)
         if kept is None:
             kept = self._make(wish, asked)
         for entry, file in wanted:
@@ -114,7 +138,7 @@ class PeerPlans:
         return {
             "ready_bytes": ready,
             "total_bytes": plan.total_bytes,
-            "in_flight": sum(in_flight_bytes(plan)),
+            "in_flight": in_flight_bytes(plan),
             "bytes_per_s": plan.rate.measure(ready),
         }
 
@@ -137,11 +161,49 @@ class PeerPlans:
         try:
             with trio.move_on_after(wish.timeout_s) as scope:
                 for index in indices:
-                    await self._wait_for(part, index)
+                    await self._wait_for(part, index, isinstance(plan, SlotPlan))
         except FusefsError as error:
             raise Refused(error.errno, str(error)) from error
         if scope.cancelled_caught:
             raise Refused(errno.ETIMEDOUT, f"not there within {wish.timeout_s:g} s")
+        return {}
+
+    def why_no_slots(self) -> str | None:
+        """Why this peer gets no slots; None if it may. The arena holds bytes of all files."""
+        if not self._engine.arena.may_be_handed_out:
+            return "the arena cannot be handed out here: it takes root and Linux 6.15"
+        roots = self._roots()
+        if roots is None or "/" not in roots:
+            return "slots are for those who can see the whole mount, by their own mount table"
+        return None
+
+    def map(self, message: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
+        """Begin to hand out the slots of a plan; with a descriptor of the arena. Raises Refused."""
+        kept = self._find(plan_name(message))
+        if not isinstance(kept.plan, SlotPlan):
+            raise Refused(errno.EINVAL, "the plan is not of mode slots")
+        why = self.why_no_slots()
+        if why is not None:
+            raise Refused(errno.EACCES, why)
+        arena = self._engine.arena
+        try:
+            fd = arena.open_read_only()
+        except OSError as error:
+            raise Refused(errno.EACCES, f"the arena cannot be opened: {error}") from error
+        kept.subscription.subscribe(kept.plan, kept.subscription.every_bytes)
+        kept.plan.start()
+        self._engine.hinted.look_again()
+        return {"slot_bytes": arena.block_size, "size_bytes": arena.budget.size_bytes}, fd
+
+    def release(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """Let go of slots. Raises Refused if one of them is not the peer's; the others are free."""
+        kept = self._find(plan_name(message))
+        if not isinstance(kept.plan, SlotPlan):
+            raise Refused(errno.EINVAL, "the plan is not of mode slots")
+        blocks, unknown = kept.subscription.released(released_slots(message))
+        kept.plan.release(blocks)
+        if unknown:
+            raise Refused(errno.EINVAL, f"no slot of the plan begins at {unknown[0]}")
         return {}
 
     def close(self) -> None:
@@ -154,19 +216,38 @@ class PeerPlans:
     def _make(self, wish: PlanWish, asked: bytes) -> _Kept:
         if len(self._plans) >= protocol.PLANS_MAX:
             raise Refused(errno.ENOSPC, f"more plans than {protocol.PLANS_MAX}")
+        engine = self._engine
         subscription = Subscription(wish.name, self._outbox.has_events)
-        plan = WarmPlan(wish.priority, wish.in_order, subscription)
-        kept = self._plans[wish.name] = _Kept(plan, subscription, asked)
-        self._engine.hinted.add(plan)
+        plan: WarmPlan | SlotPlan
+        group = None
+        if wish.mode == WARM:
+            plan = WarmPlan(wish.priority, wish.in_order, subscription)
+        else:
+            why = self.why_no_slots()
+            if why is not None:
+                raise Refused(errno.EACCES, why)
+            window = engine.pins.window_of(wish.window_bytes)
+            handed_on = engine.hinted.handed_on
+            plan = SlotPlan(
+                wish.priority, wish.in_order, subscription, engine.pins, window, handed_on
+            )
+            if wish.group is not None:
+                group = wish.group
+                try:
+                    plan.group = engine.groups.join(group.id, group.rank, group.size)
+                except ValueError as error:
+                    raise Refused(errno.EINVAL, str(error)) from error
+        kept = self._plans[wish.name] = _Kept(plan, subscription, asked, group)
+        engine.hinted.add(plan)
         return kept
 
-    def _resolve(self, wish: PlanWish) -> list[tuple[Entry, FileWish]]:
-        """All files of a wish, or Refused and nothing was done."""
+    def _resolve(self, wish: PlanWish, besides: str | None = None) -> list[tuple[Entry, FileWish]]:
+        """All files of a wish, or Refused and nothing was done. Limits leave out `besides`."""
         roots = self._roots()
         wanted = [(self._entry(file, roots), file) for file in wish.files]
         extents, blocks = 0, 0
-        for kept in self._plans.values():
-            for part in kept.plan.parts.values():
+        for name, kept in self._plans.items():
+            for part in () if name == besides else kept.plan.parts.values():
                 extents += len(part.wanted.extents)
                 blocks += len(part.wanted.marks)
         block_size = self._engine.hinted.block_size
@@ -195,16 +276,18 @@ class PeerPlans:
             raise Refused(errno.ESTALE, "the file is of another version")
         return entry
 
-    def _want(self, plan: WarmPlan, entry: Entry, file: FileWish) -> None:
+    def _want(self, plan: WarmPlan | SlotPlan, entry: Entry, file: FileWish) -> None:
         assert entry.meta is not None
         part = self._engine.hinted.part(plan, entry.meta, entry.inode)
         plan.want(part, [(0, entry.meta.size)] if file.extents is None else file.extents)
 
-    async def _wait_for(self, part: Part, index: int) -> None:
+    async def _wait_for(self, part: Part, index: int, in_arena: bool) -> None:
         file = part.file
         block = file.blocks.get(index)
-        if index in file.plan.consumed or (block is not None and block.state is State.READY):
+        if block is not None and block.state is State.READY:
             return
+        if index in file.plan.consumed and not in_arena:
+            return  # the page cache has it
         if file.changed is not None:
             raise file.changed
         async with self._engine.waits:
@@ -225,6 +308,10 @@ class PeerPlans:
     def _drop(self, name: str) -> None:
         kept = self._plans.pop(name)
         self._outbox.forget(kept.subscription)
+        if isinstance(kept.plan, SlotPlan):
+            kept.plan.close()
+        if kept.group is not None:
+            self._engine.groups.leave(kept.group.id, kept.group.rank)
         self._engine.hinted.remove(kept.plan)
 
     def _figures(self, name: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import trio
 
 from fusefs.engine.blocks import FileTable, State
-from fusefs.engine.hinted import HintedPlans, WarmPlan
+from fusefs.engine.hinted import HintedPlans, Plan, WarmPlan
 from fusefs.errors import FusefsError, ObjectChanged
 from fusefs.policy.hinted import Pair
 from fusefs.policy.kinds import Kind, kind_of
@@ -180,20 +180,20 @@ def progress_of(plan: WarmPlan) -> dict[str, Any]:
     return {
         "ready_bytes": ready,
         "total_bytes": plan.total_bytes,
-        "in_flight": sum(in_flight_bytes(plan)),
+        "in_flight": in_flight_bytes(plan),
         "bytes_per_s": plan.rate.measure(ready),
         "failed": [f"{part.file.meta.id.key}: {part.error}"[:400] for part in failed[:10]],
     }
 
 
-def in_flight_bytes(plan: WarmPlan) -> list[int]:
-    """The sizes of the plan's blocks that are on their way."""
-    return [
+def in_flight_bytes(plan: Plan) -> int:
+    """How many bytes are in the plan's blocks that are on their way."""
+    return sum(
         block.extent.size
         for part in plan.parts.values()
         for block in part.file.blocks.values()
         if block.state is not State.READY and part.wanted.marks[block.index]
-    ]
+    )
 
 
 def _encode(answer: dict[str, Any]) -> bytes:

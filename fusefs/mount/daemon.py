@@ -29,6 +29,7 @@ from fusefs.engine.arena import Arena
 from fusefs.engine.blocks import Block, File, FileTable
 from fusefs.engine.fetcher import Fetcher
 from fusefs.engine.guide import Guide, Names
+from fusefs.engine.handed import Groups, Pins
 from fusefs.engine.hinted import HintedPlans
 from fusefs.engine.machine import (
     Cores,
@@ -147,16 +148,21 @@ class Daemon:
         )
         self._folder = HintFolder(config.mount.umask)
         self._device: str | None = None
-        waits = trio.CapacityLimiter(max(1, self._budget.slots // WAITS_FRACTION))
-        self._hints = Server(
-            Desk(
-                HintEngine(self._tree, self._source.prefix, self._hinted, self._fetcher, waits),
-                self._budget.block_size,
-                self._status.stats,
-            ),
-            self._find_device,
-        )
+        self._hints = Server(self._hint_desk(), self._find_device)
         self._guide = Guide(self._pool, self._fetcher, self._arena, self._siblings, self._counters)
+
+    def _hint_desk(self) -> Desk:
+        engine = HintEngine(
+            self._tree,
+            self._source.prefix,
+            self._hinted,
+            self._fetcher,
+            self._arena,
+            trio.CapacityLimiter(max(1, self._budget.slots // WAITS_FRACTION)),
+            Pins(self._budget),
+            Groups(),
+        )
+        return Desk(engine, self._budget.block_size, self._status.stats)
 
     async def run(self, keeper: trio.socket.SocketType, job_fd: int) -> None:
         """Check the source, get the mount from the keeper, serve it.
@@ -210,6 +216,7 @@ class Daemon:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._fetcher.run, self._prefetcher.next_run)
                 nursery.start_soon(self._prefetcher.run, self._guide)
+                nursery.start_soon(self._hinted.run)
                 nursery.start_soon(_end_on_sigterm)
                 nursery.start_soon(self._watch_keeper, keeper, nursery)
                 if self._config.kernel.push:

@@ -240,6 +240,7 @@ async def open_engine(
         async with trio.open_nursery() as nursery:
             workers.attend(nursery, fetcher.on_read)
             nursery.start_soon(fetcher.run, prefetcher.next_run)
+            nursery.start_soon(hinted.run)
             if guided:
                 nursery.start_soon(prefetcher.run, guide)
             yield engine
