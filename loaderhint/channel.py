@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -66,13 +67,19 @@ def filesystem_of(device: int) -> str | None:
     return None
 
 
-def connect(folder: str) -> Connection:
-    """Connect to the daemon whose mount `folder` is in, and greet. Raises NoDaemon."""
+def connect(folder: str, device: int) -> Connection:
+    """Connect to the daemon of the mount `device` that `folder` is in, and greet.
+
+    Raises NoDaemon, also if the folder is on another file system: one file of a mount may be bound
+    into a folder of anybody's, and whose socket lies there is not the daemon's.
+    """
     connection: socket.socket | None = None
     try:
         # Through /proc: the name of a socket has 108 bytes, a path may have more.
         at = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
+            if os.fstat(at).st_dev != device:
+                raise ValueError("the folder is not on the mount")
             connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
             connection.settimeout(HELLO_TIMEOUT_S)
             name = f"{protocol.SOCKET_FOLDER}/{protocol.SOCKET_NAME}"
@@ -110,8 +117,7 @@ def _greet(connection: socket.socket) -> Connection:
 
 def _bound_sending(connection: socket.socket) -> None:
     """SO_SNDTIMEO, a struct timeval: Python's own timeout would bound the reader, too."""
-    seconds = int(_SEND_TIMEOUT_S)
-    timeval = seconds.to_bytes(8, "little") + bytes(8)
+    timeval = struct.pack("@ll", int(_SEND_TIMEOUT_S), 0)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
 
 

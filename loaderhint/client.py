@@ -57,8 +57,9 @@ class _Plan:
 
 @dataclass(slots=True)
 class _Call:
-    """One request that waits for its answer."""
+    """One request that waits for its answer, and for a descriptor if it is to bring one."""
 
+    brings_descriptor: bool = False
     answered: threading.Event = field(default_factory=threading.Event)
     ok: dict[str, Any] | None = None
     descriptor: int | None = None
@@ -71,8 +72,9 @@ class Client:
     wait, and whether it is closed. INVARIANT: `_lock` is held for each change of them.
     """
 
-    def __init__(self, folder: str, connection: Connection) -> None:
+    def __init__(self, folder: str, device: int, connection: Connection) -> None:
         self._folder = folder
+        self._device = device
         self.features = connection.features
         self._extents_max = connection.extents_max
         self._files_max = connection.files_max
@@ -127,7 +129,7 @@ class Client:
         """The events of a slots plan, and a descriptor of the arena that the caller closes."""
         with self._lock:
             known = self._plans.get(plan)
-        call = _Call()
+        call = _Call(brings_descriptor=True)
         if known is None or self._call(protocol.MAP, {"plan": plan}, call) is None:
             return None
         descriptor = call.descriptor
@@ -267,7 +269,7 @@ class Client:
             call.ok = ok if isinstance(ok, dict) else None
             if call.ok is None:
                 _log.debug("the daemon refuses: %s", message.get("error"))
-            elif descriptors:
+            elif descriptors and call.brings_descriptor:
                 call.descriptor = descriptors.pop(0)
             call.answered.set()
 
@@ -288,7 +290,7 @@ class Client:
             if self._closed.wait(delay) or time.monotonic() > deadline:
                 return None
             try:
-                connection = connect(self._folder)
+                connection = connect(self._folder, self._device)
             except NoDaemon as error:
                 _log.debug("the daemon is not back yet: %s", error)
                 continue

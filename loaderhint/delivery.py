@@ -65,8 +65,8 @@ class Slots:
 class Delivery:
     """One load, running in threads of its own from `start` to `close`.
 
-    The mutable state of Delivery is the ledger, the threads, and the end of the slots:
-    `_over` once no more is taken from them.
+    The mutable state of Delivery is the ledger, the threads, whether it closes, and the end of the
+    slots: `_over` once no more is taken from them.
     """
 
     def __init__(
@@ -80,9 +80,11 @@ class Delivery:
         self._ledger = ledger
         self._slots = slots
         self._threads = threads
-        self._over = threading.Event()
+        self._over, self._closing = threading.Event(), threading.Event()
         self._last_slot = time.monotonic()
-        self._coordinator = threading.Thread(target=self._run, name="loaderhint-load", daemon=True)
+        self._coordinator = threading.Thread(
+            target=self._guarded, args=(self._run,), name="loaderhint-load", daemon=True
+        )
 
     def start(self) -> None:
         """Begin; once."""
@@ -95,6 +97,7 @@ class Delivery:
 
     def close(self) -> None:
         """Stop, and wait for the reads that are under way."""
+        self._closing.set()
         self._ledger.stop()
         self._end_slots()
         self._coordinator.join()
@@ -103,21 +106,25 @@ class Delivery:
         if self._slots is not None:
             self._last_slot = time.monotonic()
             self._in_threads(COPY_THREADS, self._take_slots)
-            self._ask_for_the_rest(self._slots)
+            if not self._closing.is_set():
+                self._ask_for_the_rest(self._slots)
         # Taken from in order: see Ledger.wait_turn.
         chunks = list(_chunks(self._ledger.missing()))
         following = iter(chunks)  # shared: one step of it is atomic
         self._in_threads(min(self._threads, len(chunks)), lambda: self._read_chunks(following))
 
-    def _in_threads(self, count: int, work: Callable[[], None]) -> None:
-        def guarded() -> None:
-            try:
-                work()
-            except BaseException as error:  # noqa: BLE001 the body of a thread: its taker hears it
-                self._ledger.fail(error)
+    def _guarded(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 the body of a thread: its taker hears it
+            self._ledger.fail(error)
 
+    def _in_threads(self, count: int, work: Callable[[], None]) -> None:
         names = [f"loaderhint-load-{number}" for number in range(count)]
-        threads = [threading.Thread(target=guarded, name=name, daemon=True) for name in names]
+        threads = [
+            threading.Thread(target=self._guarded, args=(work,), name=name, daemon=True)
+            for name in names
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:

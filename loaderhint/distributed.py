@@ -12,7 +12,7 @@ in its turn, so that the others raise, too, and none of them waits for ever.
 from __future__ import annotations
 
 import hashlib
-import uuid
+import os
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -120,7 +120,7 @@ def _prepare(
     paths: Paths, tensors: list[str] | None, select: plan.Select | None, share: str | None
 ) -> tuple[list[Part], _Said, Exception | None]:
     """The plan of this rank and what it says of it; an error is said first and raised later."""
-    token = uuid.uuid4().hex
+    token = os.urandom(16).hex()
     try:
         with open_files(paths) as files:
             if share is None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import os
 import time
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
@@ -19,7 +18,7 @@ from typing import Any
 
 from loaderhint import channel, plan, protocol, wishes
 from loaderhint.client import RECONNECT_TIMEOUT_S, Client
-from loaderhint.files import OpenFile, Paths, open_files, read_headers
+from loaderhint.files import OpenFile, Paths, expand_paths, open_files, read_headers
 from loaderhint.wishes import Events, Group, Progress, Wanted
 
 VERBS_PER_FILE = 256
@@ -182,7 +181,7 @@ def ask(
     mounts: Sequence[Sequence[Asked]], fields: Mapping[str, Any], resources: ExitStack | None = None
 ) -> Hint:
     """Ask the daemon of each mount for what is wanted of it; the hint closes `resources`."""
-    name = uuid.uuid4().hex
+    name = os.urandom(16).hex()
     clients: list[Client] = []
     attributes: list[Asked] = []
     for asked in mounts:
@@ -209,16 +208,23 @@ def progress(path: str | os.PathLike[str]) -> Progress | None:
     try:
         if channel.filesystem_of(os.stat(path).st_dev) != channel.FSTYPE:
             return None
+        found = _verb_progress(os.fspath(path))
+        if (found is not None and found.total_bytes) or not os.path.isdir(path):
+            return found
+        # Nobody planned the folder; its files know what is here of them.
+        files = [_verb_progress(file) for file in expand_paths(path)]
     except OSError:
         return None
-    return _verb_progress(os.fspath(path))
+    known = [one for one in files if one is not None]
+    ready, total = (sum(one.ready_bytes for one in known), sum(one.total_bytes for one in known))
+    return Progress(ready, total) if known else found
 
 
 def open_client(file: OpenFile) -> Client | None:
     """A connected client for the mount a file is on, or None. It is the caller's to close."""
     folder = os.path.dirname(os.path.abspath(file.path))
     try:
-        client = Client(folder, channel.connect(folder))
+        client = Client(folder, file.device, channel.connect(folder, file.device))
     except channel.NoDaemon as error:
         _log.debug("no daemon for %s: %s", file.path, error)
         return None

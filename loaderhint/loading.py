@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -138,7 +137,7 @@ class _Hint:
             return
         self._resources.callback(client.close)
         wanted = [Wanted(file.inode, of_file) for file, of_file in asked]
-        name = uuid.uuid4().hex
+        name = os.urandom(16).hex()
         if _FEATURE in client.features and not _mostly_cached(asked):
             if request.window_bytes is not None:
                 fields["window_bytes"] = request.window_bytes

@@ -109,16 +109,14 @@ class SafetensorsStreamer:
         read once. Raises ValueError for names that are not there, OSError, HeaderError.
         """
         del s3_credentials, owned
-        if isinstance(tensor_names, str):
-            raise ValueError("tensor_names is a collection of names, not one name")  # noqa: TRY004 as Run:ai
-        if tensor_names is not None and not tensor_names:
-            raise ValueError("tensor_names is empty; without it every tensor is loaded")
+        if isinstance(tensor_names, str) or (tensor_names is not None and not tensor_names):
+            raise ValueError("tensor_names is a collection of names; without it all are loaded")
         self.close()
         self._started = time.monotonic()
         self.device_str = device
         names = None if tensor_names is None else frozenset(tensor_names)
         self._describe(paths, names)
-        chosen: dict[str, Any] = {"device": device or "cpu"}
+        chosen: dict[str, Any] = {"device": device or "cpu", **_environment()}
         if names is not None:
             chosen["select"] = names.__contains__
         if is_distributed:
@@ -153,6 +151,31 @@ class SafetensorsStreamer:
         if missing:
             raise ValueError(f"no file has the tensors {', '.join(missing)}")
         self.total_size = sum(one.size_bytes for one in found)
+
+
+def _environment() -> dict[str, int]:
+    """What Run:ai's variables say, where they do: threads, and bytes loaded and not taken.
+
+    Its -1, no limit, is a limit that no model reaches; its 0, one tensor at a time, is one byte.
+    """
+    chosen = {}
+    threads = _whole_number("RUNAI_STREAMER_CONCURRENCY")
+    if threads is not None:
+        chosen["threads"] = max(1, threads)
+    limit = _whole_number("RUNAI_STREAMER_MEMORY_LIMIT")
+    if limit is not None:
+        chosen["memory_limit_bytes"] = 1 << 62 if limit < 0 else max(1, limit)
+    return chosen
+
+
+def _whole_number(variable: str) -> int | None:
+    text = os.environ.get(variable)
+    if text is None:
+        return None
+    try:
+        return int(text)
+    except ValueError as error:
+        raise ValueError(f"{variable} is a whole number, not {text!r}") from error
 
 
 class PrefetchLoader:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import closing
-from typing import TypeAlias
+from typing import TypeAlias, TypedDict, Unpack
 
 import torch
 
@@ -31,6 +31,19 @@ __all__ = ["iterate_files", "load_file", "load_files"]
 
 Device: TypeAlias = str | int | torch.device
 """As torch has them."""
+
+
+class Options(TypedDict, total=False):
+    """What `iterate_files` takes besides paths and device."""
+
+    tensors: Iterable[str] | None
+    select: plan.Select | None
+    slices: Mapping[str, plan.Cut] | None
+    order: str
+    group: Group | None
+    threads: int
+    memory_limit_bytes: int | None
+    window_bytes: int | None
 
 
 def iterate_files(
@@ -74,25 +87,32 @@ def iterate_files(
 
 
 def load_files(
-    paths: Paths, *, device: Device = "cpu", **options: object
+    paths: Paths, *, device: Device = "cpu", **options: Unpack[Options]
 ) -> dict[str, torch.Tensor]:
-    """All tensors of `paths` by name; `options` are those of `iterate_files`."""
-    request = Request(paths, **{"memory_limit_bytes": None, **options})  # type: ignore[arg-type]
-    with closing(_iterate(request, device)) as tensors:
-        return dict(tensors)
+    """All tensors of `paths` by name, in plan order; `options` are those of `iterate_files`."""
+    options.setdefault("memory_limit_bytes", None)
+    request = Request(paths, **options)
+    sink = _sink(device)
+    with closing(sink), open_load(request, sink) as load:
+        found = {part.name: sink.finish(part, memory) for part, memory in load.delivery}
+        return {part.name: found[part.name].to(device) for part in load.parts}
 
 
 def load_file(
-    path: str | os.PathLike[str], device: Device = "cpu", **options: object
+    path: str | os.PathLike[str], device: Device = "cpu", **options: Unpack[Options]
 ) -> dict[str, torch.Tensor]:
     """All tensors of one file by name, as `safetensors.torch.load_file` has them."""
     return load_files([path], device=device, **options)
 
 
 def _iterate(request: Request, device: Device) -> Generator[tuple[str, torch.Tensor], None, None]:
-    target = torch.device(device)
-    sink = GpuSink(TorchGpu(target)) if target.type == "cuda" else CpuSink()
+    sink = _sink(device)
     with closing(sink), open_load(request, sink) as load:
         for part, memory in load.delivery:
-            tensor = sink.finish(part, memory)
-            yield part.name, tensor.to(target)
+            yield part.name, sink.finish(part, memory).to(device)
+
+
+def _sink(device: Device) -> CpuSink | GpuSink:
+    """Straight into a GPU of CUDA; for any other device by way of the CPU's memory."""
+    target = torch.device(device)
+    return GpuSink(TorchGpu(target)) if target.type == "cuda" else CpuSink()

@@ -7,6 +7,7 @@ released is overwritten at once, so whoever reads one too late reads noise.
 from __future__ import annotations
 
 import os
+import random
 import socket
 import threading
 from collections.abc import Iterator
@@ -36,9 +37,13 @@ class Behaviour:
     """Raw bytes sent instead of the reply to an operation."""
     silent: set[str] = field(default_factory=set)
     """Operations that get no reply."""
+    descriptors_for: set[str] = field(default_factory=lambda: {protocol.MAP})
+    """Operations whose reply brings the arena's descriptor."""
     hang_up_after_slots: int | None = None
     fail_after_slots: int | None = None
     """Say that a file failed."""
+    shuffle: random.Random | None = None
+    """Slots in any order, some of them twice, cut where it pleases."""
     lie: dict[str, Any] = field(default_factory=dict)
     """Fields of every slot event that are wrong."""
     ready_share: float = 0.5
@@ -163,12 +168,13 @@ class _Peer:
         if op in self._behaviour.silent:
             return
         ok = getattr(self, f"_{op}")(request)
-        if op == protocol.MAP:
+        if op in self._behaviour.descriptors_for:
             body = protocol.encode({"id": request["id"], "ok": ok})
             socket.send_fds(self._connection, [body], [self._arena])
-            self._enqueue(request["plan"])
         else:
             self._send({"id": request["id"], "ok": ok})
+        if op == protocol.MAP:
+            self._enqueue(request["plan"])
         if op == protocol.SUBSCRIBE:
             self._announce(request["plan"])
 
@@ -240,6 +246,8 @@ class _Peer:
             for block in range(start // size * size, stop, size):
                 piece = (plan, inode, max(start, block), min(stop, block + size))
                 self._queue.append(piece)
+        if self._behaviour.shuffle is not None:
+            self._queue = _shuffled(self._queue, self._behaviour.shuffle)
         self._queue.append((plan, 0, 0, 0))
 
     def _fill(self) -> None:
@@ -282,6 +290,19 @@ class _Peer:
 
     def _send(self, message: dict[str, Any]) -> None:
         self._connection.sendall(protocol.encode(message))
+
+
+def _shuffled(
+    pieces: list[tuple[str, int, int, int]], dice: random.Random
+) -> list[tuple[str, int, int, int]]:
+    shuffled = []
+    for plan, inode, start, stop in pieces:
+        middle = dice.randint(start, stop)
+        halves = [(plan, inode, start, middle), (plan, inode, dice.randint(start, middle), stop)]
+        shuffled += halves[: 1 + (middle < stop)] if middle > start else halves[1:]
+        shuffled += dice.choices([(plan, inode, start, stop)], k=dice.randint(0, 1))
+    dice.shuffle(shuffled)
+    return shuffled
 
 
 @contextmanager

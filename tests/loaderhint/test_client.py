@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -131,6 +132,29 @@ def test_long_paths_have_a_socket_too(server: HintServer, folder: Path) -> None:
     assert len(server.of("plan")) == 1
 
 
+def test_a_socket_beside_a_file_of_the_mount_is_not_asked(
+    server: HintServer, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder of a file may be anybody's, if the file alone was bound into it."""
+    with open_files(model) as [file]:
+        assert open_client(dataclasses.replace(file, device=file.device + 1)) is None
+    assert server.requests == []
+
+
+def test_descriptors_nobody_asked_for_are_closed(server: HintServer, model: Path) -> None:
+    """Only the answer to `map` brings a descriptor; `nothing_left` counts the others."""
+    client = connected(model)
+    wanted = [Wanted(model.stat().st_ino)]
+    assert client.plan("p", wanted, mode="slots") is not None
+    mapped = client.map("p")
+    assert mapped is not None
+    os.close(mapped[1])
+    server.behaviour.descriptors_for = {"progress"}
+    assert client.progress("p") is not None
+    assert client.progress("p") is not None
+    client.close()
+
+
 @pytest.mark.parametrize(
     "hello",
     [
@@ -217,6 +241,23 @@ def test_events_and_waiting(server: HintServer, model: Path) -> None:
     client.close()
     assert client.progress("p") is None
     assert client.subscribe("q") is None
+
+
+def test_an_end_nobody_has_read_yet_is_an_end(
+    server: HintServer, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slots are ours no longer once the daemon hung up, though our thread has not noticed."""
+    monkeypatch.setattr("loaderhint.client.REQUEST_TIMEOUT_S", 0.01)
+    device = model.stat().st_dev
+    connection = channel.connect(str(model.parent), device)
+    client = Client(str(model.parent), device, connection)  # never started: it reads nothing
+    assert client.plan("p", [Wanted(model.stat().st_ino)], mode="slots") is None
+    assert client.holds("p")
+    assert not client.holds("q")
+    server.hang_up()
+    assert not client.holds("p")
+    client.close()
+    connection.socket.close()
 
 
 def test_many_threads_share_a_client(server: HintServer, model: Path) -> None:

@@ -85,6 +85,26 @@ def test_warm_by_attributes(
     assert json.loads(capsys.readouterr().out)["ready_bytes"] == 1000
 
 
+def test_the_progress_of_a_folder_nobody_planned(
+    server: HintServer,
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is that of its files."""
+    for name in ("a.safetensors", "b.safetensors"):
+        (folder / name).write_bytes(b"x")
+
+    def ask(target: int | str, verb: str) -> dict[str, object] | None:
+        here = 0 if target == str(folder) else 100
+        return {"ready_bytes": here, "total_bytes": 2 * here}
+
+    monkeypatch.setattr(channel, "ask", ask)
+    assert main(["progress", str(folder)]) == 0
+    assert capsys.readouterr().out == "200 B of 400 B are here\n"
+    assert server.requests == []
+
+
 def test_the_bar_is_for_terminals(
     server: HintServer, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

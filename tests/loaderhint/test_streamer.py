@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,25 @@ def test_names_of_the_streamer(folder: Path) -> None:
         for wrong in ("layers.0.F32", [], ["layers.7.F32"]):
             with pytest.raises(ValueError, match="tensor"):
                 loader.stream_file(str(paths[0]), tensor_names=wrong)
+
+
+@pytest.mark.parametrize("limit", ["-1", "0", "5000"])
+def test_the_streamers_variables_are_heeded(
+    folder: Path, limit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads and memory are as Run:ai's variables have them; what is no number is named."""
+    [path] = save_model(folder, shards=1)
+    monkeypatch.setenv("RUNAI_STREAMER_CONCURRENCY", "3")
+    monkeypatch.setenv("RUNAI_STREAMER_MEMORY_LIMIT", limit)
+    seen = streamer._environment()
+    assert seen["threads"] == 3
+    assert seen["memory_limit_bytes"] == {"-1": 1 << 62, "0": 1, "5000": 5000}[limit]
+    with SafetensorsStreamer() as loader:
+        loader.stream_file(str(path))
+        assert_same(dict(loader.get_tensors()), expected(path))
+        monkeypatch.setenv("RUNAI_STREAMER_MEMORY_LIMIT", "much")
+        with pytest.raises(ValueError, match="RUNAI_STREAMER_MEMORY_LIMIT"):
+            loader.stream_file(str(path))
 
 
 def test_a_streamer_left_midway(folder: Path) -> None:
@@ -123,11 +143,11 @@ def test_prefetch_closed_or_broken(folder: Path) -> None:
     with pytest.raises(RuntimeError, match="closed"):
         loader.take(loader.names()[0])
 
-    def broken() -> object:
+    def broken() -> Generator[tuple[str, torch.Tensor], None, None]:
         raise OSError("no bytes")
-        yield
+        yield "t", torch.empty(0)
 
-    lost = PrefetchLoader({"t": loader.get_tensor_meta("layers.0.F32")}, broken(), 1)  # type: ignore[arg-type]
+    lost = PrefetchLoader({"t": loader.get_tensor_meta("layers.0.F32")}, broken(), 1)
     lost.start()
     with pytest.raises(OSError, match="no bytes"):
         lost.take("t")

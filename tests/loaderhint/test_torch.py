@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -56,7 +57,7 @@ def test_the_daemon_is_used(server: HintServer, folder: Path) -> None:
         assert len(list(load.delivery)) == len(load.parts)
     blocks = sum(-(-path.stat().st_size // 4096) for path in paths)
     assert server.slots_sent == blocks
-    released = [at for request in server.of("release") for at in request["slots"]]
+    released = [at for request in server.wait_for("release", blocks) for at in request["slots"]]
     assert len(released) == blocks
     assert [request["mode"] for request in server.of("plan")] == ["slots"]
 
@@ -89,7 +90,7 @@ def test_only_the_rows_of_a_slice_are_asked_for(server: HintServer, folder: Path
     [path] = save_model(folder, shards=1)
     name, other = "layers.0.F64", "layers.0.I16"
     whole = expected(path)
-    slices = {name: slice(0, 2), other: (slice(None), slice(1))}
+    slices: dict[str, plan.Cut] = {name: slice(0, 2), other: (slice(None), slice(1))}
     load_files(path, tensors=[name, other], slices=slices)
     [request] = server.of("plan")
     extents = request["files"][0]["extents"]
@@ -197,6 +198,22 @@ def test_a_bad_daemon_costs_time_but_no_bit(
     assert_same(load_files(paths), expected(*paths))
 
 
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("order", ["ready", "listed"])
+def test_slots_in_any_order_and_any_pieces(
+    server: HintServer, folder: Path, seed: int, order: str
+) -> None:
+    """Slots may come backwards, overlap, and come twice: each byte counts once."""
+    server.behaviour.shuffle = random.Random(seed)
+    paths = save_model(folder)
+    request = Request(paths, order=order, memory_limit_bytes=2000)
+    sink = CpuSink()
+    with open_load(request, sink) as load:
+        found = {part.name: sink.finish(part, memory) for part, memory in load.delivery}
+    assert_same(found, expected(*paths))
+    assert [request["mode"] for request in server.of("plan")] == ["slots"]
+
+
 def test_slots_said_twice_count_once(server: HintServer, folder: Path) -> None:
     """A daemon that sends the first slot's place for every slot completes no tensor by it."""
     server.behaviour.lie = {"start": 0}
@@ -226,6 +243,29 @@ def test_closed_midway_nothing_stays(folder: Path) -> None:
     tensors.close()
     for name, tensor in taken.items():
         assert_equal(tensor, whole[name], name)
+
+
+def test_leaving_asks_for_nothing_more(server: HintServer, folder: Path) -> None:
+    """A loader closed midway does not hint what it will not read."""
+    paths = save_model(folder, rows=400)
+    tensors = iterate_files(paths, memory_limit_bytes=1)
+    next(tensors)
+    tensors.close()
+    assert len(server.of("plan")) == 1
+
+
+def test_an_error_in_the_sink_is_raised(folder: Path) -> None:
+    """Memory that cannot be had ends the load with its own error, not with silence."""
+
+    class Full(CpuSink):
+        def begin(self, part: plan.Part) -> Any:
+            if part.size_bytes:
+                raise MemoryError(part.name)
+            return super().begin(part)
+
+    paths = save_model(folder)
+    with open_load(Request(paths), Full()) as load, pytest.raises(MemoryError, match=r"layers\."):
+        list(load.delivery)
 
 
 @pytest.mark.usefixtures("daemon")
