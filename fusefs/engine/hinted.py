@@ -249,7 +249,8 @@ class HintedPlans:
 
     The mutable state of HintedPlans is the plans, the parts of each file, and the blocks that one
     plan is done with and others are not.
-    INVARIANT: every part of a plan in `_plans` is in `_by_file`, and is one open of its file.
+    INVARIANT: every part of a plan in `_plans` is in `_by_file`, and is one open of its file; the
+    slots' `hinted` says at least whenever a plan wants more.
     """
 
     def __init__(
@@ -267,6 +268,9 @@ class HintedPlans:
         self._plans: deque[Plan] = deque()
         self._by_file: dict[int, list[tuple[Plan, Part]]] = {}
         self._kept: dict[Block, None] = {}
+
+    def __len__(self) -> int:
+        return len(self._plans)
 
     def add(self, plan: Plan) -> None:
         """Ask this plan from now on, until `remove`."""
@@ -307,6 +311,8 @@ class HintedPlans:
 
     def next_run(self, priority: Priority) -> FileRun | None:
         """What to fetch next at `priority` (HINTED or WARM), for each plan in turn."""
+        if not self._slots.hinted:
+            return None
         for _ in range(len(self._plans)):
             self._plans.rotate(-1)
             plan = self._plans[-1]
@@ -332,6 +338,7 @@ class HintedPlans:
             wanted = part.wanted
             if not wanted.is_whole and wanted.near(extent.start, extent.stop, READ_PAST_BYTES):
                 is_said = True
+            self._slots.hinted |= plan.wants_more
         self._wake()
         return is_said and not file.started
 
@@ -372,6 +379,7 @@ class HintedPlans:
                 plan.landed(part, block)
             else:
                 plan.lost(part, block)
+                self._slots.hinted |= plan.wants_more
 
     def expired(self, block: Block) -> None:
         """A block of a watched file was not read in time."""

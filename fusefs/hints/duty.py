@@ -36,7 +36,8 @@ class Duty:
             yield
         finally:
             self._pay(began)
-            self._owed_s += time.monotonic() - began
+            self._at_s = time.monotonic()
+            self._owed_s += self._at_s - began
 
     def pause_s(self) -> float:
         """How long the peer must wait before its next request is looked at."""

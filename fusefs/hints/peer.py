@@ -109,6 +109,7 @@ class Peer:
                         message = next(messages, None)
                     if message is None:
                         break
+                    await trio.lowlevel.checkpoint()  # READs come first
                     await self._outbox.wait_room()
                     await self._serve(message, nursery)
                     if self._greeted:
@@ -130,6 +131,7 @@ class Peer:
             if operation == protocol.PLAN:
                 with self._duty.working():
                     wish = plan_wish(message)
+                await trio.lowlevel.checkpoint()  # a long one took 30 ms by now
                 answer = await self._plans.plan(wish, message)
             elif operation == protocol.MAP:
                 answer, fd = self._plans.map(message)

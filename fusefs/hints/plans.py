@@ -44,6 +44,9 @@ from fusefs.tree.inodes import Entry
 from fusefs.tree.tree import Tree
 from loaderhint import protocol
 
+ALL_PLANS_MAX = 512
+"""Of all connections and verbs: a READ of a file is told to each plan for it, in 1 us."""
+
 BLOCKS_MAX = 4 << 20
 """In all plans of one connection: a byte for each, and 4 TiB of weights."""
 
@@ -105,6 +108,7 @@ class PeerPlans:
                 kept = None
             else:
                 wanted = self._resolve(wish)
+        await trio.lowlevel.checkpoint()
         if kept is None:
             kept = self._make(wish, asked)
         for entry, file in wanted:
@@ -147,7 +151,8 @@ class PeerPlans:
 
         Raises Refused: ETIMEDOUT, ESTALE, or what the store said.
         """
-        plan = self._find(wish.name).plan
+        kept = self._find(wish.name)
+        plan = kept.plan
         part = plan.parts.get(wish.inode)
         if part is None:
             raise Refused(errno.ENOENT, "the plan has no file of this inode")
@@ -161,6 +166,8 @@ class PeerPlans:
         try:
             with trio.move_on_after(wish.timeout_s) as scope:
                 for index in indices:
+                    if self._plans.get(wish.name) is not kept:
+                        raise Refused(errno.ECANCELED, "the plan was cancelled")
                     await self._wait_for(part, index, isinstance(plan, SlotPlan))
         except FusefsError as error:
             raise Refused(error.errno, str(error)) from error
@@ -216,6 +223,8 @@ class PeerPlans:
     def _make(self, wish: PlanWish, asked: bytes) -> _Kept:
         if len(self._plans) >= protocol.PLANS_MAX:
             raise Refused(errno.ENOSPC, f"more plans than {protocol.PLANS_MAX}")
+        if len(self._engine.hinted) >= ALL_PLANS_MAX:
+            raise Refused(errno.ENOSPC, f"more plans than {ALL_PLANS_MAX} of all connections")
         engine = self._engine
         subscription = Subscription(wish.name, self._outbox.has_events)
         plan: WarmPlan | SlotPlan

@@ -64,9 +64,9 @@ class Server:
             try:
                 connection, _ = await listening.accept()
             except OSError as error:
-                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
+                if error.errno != errno.ECONNABORTED:  # that one was gone again
                     await trio.sleep(NO_DESCRIPTOR_PAUSE_S)
-                continue  # the peer has gone again
+                continue
             if self._peers >= PEERS_MAX:
                 log.info("more than %d connections: one was closed", PEERS_MAX)
                 connection.close()
@@ -81,6 +81,8 @@ class Server:
         roots = partial(visible_roots, who.pid, device)
         try:
             await Peer(connection, who, self._desk, roots).run()
+        except Exception:
+            log.exception("a peer's end failed in an unforeseen way")
         finally:
             self._peers -= 1
 

@@ -187,6 +187,8 @@ class Keeper:
         """
         privileged = os.geteuid() == 0
         fds = (channel.fileno(),) if privileged else ()
+        if not privileged:
+            channel.send(jobs.encode({"socket": False, "why": NO_SOCKET_WITHOUT_ROOT}))
         child = subprocess.Popen(
             [sys.executable, "-S", "-E", probe.__file__, self._mountpoint, *map(str, fds)],
             pass_fds=fds,
@@ -205,8 +207,6 @@ class Keeper:
             raise FusefsError("the mount answers with an error; see the log")
         if privileged:
             kernel.make_read_only(self._mountpoint)
-        else:
-            channel.send(jobs.encode({"socket": False, "why": NO_SOCKET_WITHOUT_ROOT}))
 
     def _ended(self, timeout_s: float) -> bool:
         assert self._daemon is not None

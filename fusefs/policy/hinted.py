@@ -15,6 +15,10 @@ from fusefs.policy.extents import block_count
 UNWANTED, WANTED, READY = range(3)
 """A block's mark: no extent lies in it · to be fetched · was there since it was asked for."""
 
+ORDER_MIN = 64
+"""An order is kept of so many runs, or of as many as the file has blocks. A wish that lists more
+says some blocks again and again, and is fetched by offset."""
+
 Pair = tuple[int, int]
 """`[start, stop)`, of bytes or of blocks."""
 
@@ -66,13 +70,7 @@ class Wanted:
         listed = [(start, stop) for start, stop in extents if start < stop]
         if any(stop > self.size for _, stop in listed):
             raise ValueError("an extent ends beyond the end of the file")
-        runs: list[Pair] = []
-        for start, stop in listed if in_order else merged(listed):
-            first, end = start // self.block_size, block_count(stop, self.block_size)
-            if runs and runs[-1][0] <= first <= runs[-1][1]:
-                runs[-1] = (runs[-1][0], max(runs[-1][1], end))
-            else:
-                runs.append((first, end))
+        runs = self._runs(listed if in_order else merged(listed))
         for first, end in runs:
             self._unready(first, end)
             self.marks[first:end] = bytes([WANTED]) * (end - first)
@@ -80,7 +78,20 @@ class Wanted:
         self._starts = [start for start, _ in self.extents]
         self.total_bytes = sum(stop - start for start, stop in self.extents)
         self._order += runs
+        if len(self._order) > max(ORDER_MIN, len(self.marks)):
+            self._order = self._runs(self.extents)
         self.rewind()
+        return runs
+
+    def _runs(self, extents: Iterable[Pair]) -> list[Pair]:
+        """The runs of blocks that extents lie in, one after the other; neighbours as one."""
+        runs: list[Pair] = []
+        for start, stop in extents:
+            first, end = start // self.block_size, block_count(stop, self.block_size)
+            if runs and runs[-1][0] <= first <= runs[-1][1]:
+                runs[-1] = (runs[-1][0], max(runs[-1][1], end))
+            else:
+                runs.append((first, end))
         return runs
 
     def _unready(self, first: int, stop: int) -> None:

@@ -62,6 +62,7 @@ def test_documented_limits_are_those_of_the_code(repository: Path) -> None:
     for what, limit in (
         ("connections", server.PEERS_MAX),
         ("plans of a connection", protocol.PLANS_MAX),
+        ("plans of all connections and verbs", plans.ALL_PLANS_MAX),
         ("files of one plan", protocol.FILES_MAX),
         ("extents in all plans of a connection, merged", protocol.EXTENTS_MAX),
         ("blocks in all plans of a connection", plans.BLOCKS_MAX),

@@ -58,11 +58,21 @@ exec setpriv --reuid 1000 --regid 1000 --clear-groups --inh-caps +dac_read_searc
         set -eu
         "$@" mount "file://$PLAIN" "$MOUNTPOINT"
         "$1" -c "$COMPARE_MAPPED" "$MOUNTPOINT/big.bin" "$PLAIN/big.bin"
+        "$1" -c "$ASK" "$MOUNTPOINT"
         cmp "$MOUNTPOINT/big.bin" "$PLAIN/big.bin"
         "$@" status "$MOUNTPOINT" --json
         "$@" umount "$MOUNTPOINT"
         ! grep -q "$MOUNTPOINT" /proc/self/mountinfo
     ' "$@"
+"""
+
+
+ASK = """
+import json, os, sys
+answer = json.loads(os.getxattr(sys.argv[1], "user.fusefs.socket"))
+assert answer["socket"] is None and "root" in answer["why"], answer
+assert not os.path.exists(sys.argv[1] + "/.fusefs/socket")
+assert json.loads(os.getxattr(sys.argv[1] + "/big.bin", "user.fusefs.prefetch"))["planned"]
 """
 
 
@@ -85,6 +95,8 @@ def home() -> Iterator[Path]:
 def test_an_ordinary_user_can_mount_read_and_unmount(plain: Path, home: Path) -> None:
     """Through fusermount3, without root: right bytes, mapped too; status says what was not set.
 
+    Nobody can bind the hints' socket there, which is said; the verbs work.
+
     The user has one capability, to read files anywhere: the interpreter may lie in root's home.
     """
     mountpoint = home / "mnt"
@@ -98,6 +110,7 @@ def test_an_ordinary_user_can_mount_read_and_unmount(plain: Path, home: Path) ->
         "PLAIN": str(plain),
         "MOUNTPOINT": str(mountpoint),
         "COMPARE_MAPPED": COMPARE_MAPPED,
+        "ASK": ASK,
     }
     done = subprocess.run(
         ["unshare", "--mount", "sh", "-c", UNPRIVILEGED, "sh", str(home), *cli_command()],

@@ -75,6 +75,16 @@ def test_listed_order_is_kept() -> None:
     assert drain(wanted) == [6, 0, 1, 9]
 
 
+def test_saying_the_same_again_and_again_takes_no_memory() -> None:
+    """However often and in however many pieces: the order stays short, and all of it is fetched."""
+    wanted = Wanted(SIZE, BLOCK)
+    for _ in range(100):
+        for byte in range(SIZE - 1, -1, -1):
+            wanted.add([(byte, byte + 1)], in_order=True)
+    assert len(wanted._order) <= 64
+    assert sorted(drain(wanted)) == list(range(13))
+
+
 def test_what_is_lost_is_fetched_again_from_there_on() -> None:
     """A block that was ready and is not there any more is wanted again, and so are those behind."""
     wanted = Wanted(SIZE, BLOCK)
