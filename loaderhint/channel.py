@@ -46,7 +46,6 @@ class Connection:
     socket: socket.socket
     frames: protocol.Frames
     features: frozenset[str]
-    block_bytes: int
     extents_max: int
     files_max: int
 
@@ -132,7 +131,6 @@ def _connection(
         connection,
         frames,
         frozenset(feature for feature in features if isinstance(feature, str)),
-        _positive(ok.get("block_bytes"), 1),
         min(protocol.EXTENTS_MAX, _positive(limits.get("extents"), protocol.EXTENTS_MAX)),
         min(protocol.FILES_MAX, _positive(limits.get("files"), protocol.FILES_MAX)),
     )

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-from loaderhint import channel, hints, plan
+from loaderhint import hints, plan
 from loaderhint.client import Client
 from loaderhint.delivery import THREADS, Delivery, Slots
 from loaderhint.files import OpenFile, Paths, open_files, read_headers
@@ -167,11 +167,3 @@ def _mostly_cached(asked: Sequence[hints.Asked]) -> bool:
     """
     size = sum(file.size_bytes for file, _ in asked)
     return 2 * sum(cached_bytes(file.fd) for file, _ in asked) > size
-
-
-def is_mount(path: str) -> bool:
-    """Whether `path` lies in a mount of fusefs."""
-    try:
-        return channel.filesystem_of(os.stat(path).st_dev) == channel.FSTYPE
-    except OSError:
-        return False

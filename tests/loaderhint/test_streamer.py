@@ -29,6 +29,10 @@ def test_streaming_as_vllm_does(folder: Path) -> None:
         found = dict(loader.get_tensors())
     assert_same(found, expected(*paths))
     assert total == len(found)
+    metas = [meta for of_file in loader.files_to_tensors_metadata.values() for meta in of_file]
+    assert {meta.name: meta.get_bytesize() for meta in metas} == {
+        name: tensor.nbytes for name, tensor in found.items()
+    }
     assert loader.total_size == sum(tensor.nbytes for tensor in found.values())
     assert list(loader.get_tensors()) == []
 

@@ -55,10 +55,10 @@ def test_the_daemon_is_used(server: HintServer, folder: Path) -> None:
     with open_load(Request(paths), CpuSink()) as load:
         assert load.plane == "slots"
         assert len(list(load.delivery)) == len(load.parts)
-    blocks = sum(-(-path.stat().st_size // 4096) for path in paths)
+        blocks = sum(-(-path.stat().st_size // 4096) for path in paths)
+        server.wait_for("release", blocks)
     assert server.slots_sent == blocks
-    released = [at for request in server.wait_for("release", blocks) for at in request["slots"]]
-    assert len(released) == blocks
+    assert sum(len(request["slots"]) for request in server.of("release")) == blocks
     assert [request["mode"] for request in server.of("plan")] == ["slots"]
 
 
@@ -289,14 +289,16 @@ def test_what_waits_to_be_taken_is_bounded(
         parts = iter(load.delivery)
         next(parts)
         threading.Event().wait(0.3)
-        # Taken, ready, and the one that each of two threads was at when it became too much.
-        assert sum(begun) <= 4 * max(begun) < total / 2
+        # One taken, two that one thread is in the middle of (a read may span tensors), one that is
+        # too much already, and the next that the same read began.
+        assert sum(begun) <= 5 * max(begun) < total / 2
         assert sum(1 for _ in parts) == len(load.parts) - 1
     assert sum(begun) == sum(part.size_bytes for part in load.parts)
 
 
-def test_errors_of_reading_are_raised(folder: Path) -> None:
+def test_errors_of_reading_are_raised(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that shrinks, is none, or is not there: an error that names it."""
+    monkeypatch.setattr(delivery, "CHUNK_BYTES", 4096)
     [path] = save_model(folder, shards=1, rows=400)
     tensors = iterate_files(path, memory_limit_bytes=1, threads=1)
     next(tensors)
