@@ -7,13 +7,13 @@ BIN := .venv/bin
 INPUTS := pyproject.toml tests/constraints.txt tests/azurite/package-lock.json .ci/setup.sh Makefile
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint tests/constraints.txt
 
-.PHONY: help setup demo test check bench
+.PHONY: help setup demo test test-engines check bench
 .DEFAULT_GOAL := help
 # A half-made target must not count as made.
 .DELETE_ON_ERROR:
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 19
 
 setup: .venv/.made-setup ## make .venv/bin/fusefs ready to use
 
@@ -22,6 +22,9 @@ demo: .venv/.made-dev ## mount a bucket, load a model from it, check every byte 
 
 test: .venv/.made-test ## run all tests (ARGS="-k name" for some)
 	@$(BIN)/python -m pytest -q $(ARGS)
+
+test-engines: .venv/.made-test .venv-engines/.made ## run vLLM and SGLang on a mount (3 GB, its own environment)
+	@$(BIN)/python -m pytest -q tests/engines $(ARGS)
 
 check: .venv/.made-dev ## lint, types, layering, docs
 	@$(BIN)/ruff check .
@@ -49,6 +52,16 @@ bench: .venv/.made-bench ## measure against other mounts (ARGS="…" for its opt
 	@sh .ci/setup.sh test $(PYTHON)
 	@echo "installing the Azure server of the tests into tests/azurite"
 	@npm ci --prefix tests/azurite --ignore-scripts --no-audit --no-fund --loglevel=error
+	@touch $@
+
+# Not their dependencies: those are for GPUs. pip says so, hence the quiet.
+.venv-engines/.made: tests/engines/requirements.txt tests/engines/engines.txt
+	@test -x .venv-engines/bin/python || $(PYTHON) -m venv .venv-engines
+	@echo "installing vLLM and SGLang into .venv-engines (3 GB, some minutes)"
+	@.venv-engines/bin/python -m pip install --quiet --disable-pip-version-check \
+		--requirement tests/engines/requirements.txt
+	@.venv-engines/bin/python -m pip install --quiet --disable-pip-version-check \
+		--no-deps --requirement tests/engines/engines.txt
 	@touch $@
 
 .venv/.made-bench: .venv/.made-test

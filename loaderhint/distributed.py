@@ -62,7 +62,7 @@ def iterate_files(
     process_group: dist.ProcessGroup | None = None,
     share: str | None = None,
     threads: int = THREADS,
-    memory_limit_bytes: int = READY_BYTES_MAX,
+    memory_limit_bytes: int | None = READY_BYTES_MAX,
 ) -> Generator[tuple[str, torch.Tensor], None, None]:
     """Yield `(name, tensor)` of all that is wanted, on every rank of `process_group`.
 
@@ -79,7 +79,7 @@ def iterate_files(
         share: ranks with the same word read through the same mount. By default this host and the
             device of the first file.
         threads: reads at a time.
-        memory_limit_bytes: read ahead and not yet taken, on each rank.
+        memory_limit_bytes: read ahead and not yet taken, on each rank; None for no limit.
 
     Raises:
         OSError, HeaderError, PlanError: this rank cannot load.

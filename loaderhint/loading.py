@@ -101,6 +101,7 @@ def open_load(request: Request, sink: Sink) -> Iterator[Load]:
         resources.callback(delivery.close)
         delivery.start()
         plane = "files" if hint.slots is None else "slots"
+        _log.debug("loading %d files by %s", len(files), plane)
         yield Load(tuple(file.path for file in files), tuple(parts), delivery, plane)
 
 

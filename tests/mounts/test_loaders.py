@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from runai_model_streamer import SafetensorsStreamer
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.harness.mounted import Mounted, open_mount
@@ -58,6 +60,46 @@ def test_transformers_loads_the_model_from_the_path(
     tokens = [AutoTokenizer.from_pretrained(path)(text)["input_ids"] for path in
               (mounted.path, model_directory)]  # fmt: skip
     assert tokens[0] == tokens[1]
+
+
+def test_run_ais_streamer_reads_the_path(mounted: Mounted, model_directory: Path) -> None:
+    """Run:ai's streamer on the paths of the mount gives the tensors that are on the disk."""
+    with SafetensorsStreamer() as streamer:
+        streamer.stream_files([str(path) for path in shards(mounted.path)])
+        got = {name: tensor.clone() for name, tensor in streamer.get_tensors()}
+    want = {name: one for path in shards(model_directory) for name, one in load_file(path).items()}
+    assert got.keys() == want.keys()
+    assert all(torch.equal(got[name], want[name]) for name in want)
+
+
+def test_the_folders_of_a_pipeline_load(
+    weed: Weed, upload: Callable[[Path], str], tmp_path: Path
+) -> None:
+    """Models of several folders, each with its own index or none, load in any order of folders.
+
+    The layout of diffusers: what a folder has is in its index, and every folder loads by itself.
+    """
+    for number, folder in enumerate(("text_encoder", "transformer", "vae")):
+        (tmp_path / folder).mkdir()
+        weight_map = {}
+        for shard in range(number):
+            name = f"diffusion_pytorch_model-{shard + 1:05d}-of-{number:05d}.safetensors"
+            tensors = {f"{folder}.{shard}.{n}": torch.randn(512, 512) for n in range(4)}
+            save_file(tensors, tmp_path / folder / name)
+            weight_map.update(dict.fromkeys(tensors, name))
+        save_file({f"{folder}.alone": torch.randn(300)}, tmp_path / folder / "one.safetensors")
+        weight_map[f"{folder}.alone"] = "one.safetensors"
+        index = json.dumps({"metadata": {}, "weight_map": weight_map})
+        (tmp_path / folder / "diffusion_pytorch_model.safetensors.index.json").write_text(index)
+    with open_mount(f"s3://{upload(tmp_path)}", environment=weed.environment) as mount:
+        for folder in ("vae", "text_encoder", "transformer"):
+            path = mount.path / folder
+            index = (path / "diffusion_pytorch_model.safetensors.index.json").read_text()
+            for name, file in json.loads(index)["weight_map"].items():
+                with safe_open(path / file, framework="pt") as ours:
+                    # A copy: a mapping would keep the mount busy.
+                    got = ours.get_tensor(name).clone()
+                assert torch.equal(got, load_file(tmp_path / folder / file)[name]), name
 
 
 def test_looking_at_headers_downloads_the_headers(weed: Weed, model_bucket: str) -> None:
