@@ -18,7 +18,7 @@ from typing import Any
 from loaderhint import channel
 from loaderhint.delivery import THREADS
 from loaderhint.hints import Hint, hint
-from loaderhint.loading import READY_BYTES_MAX, is_mount
+from loaderhint.loading import READY_BYTES_MAX
 from loaderhint.plan import Select
 from loaderhint.wishes import Group
 
@@ -83,7 +83,7 @@ class Told:
         `group` is asked only where there is a mount.
         """
         listed = tuple(files)
-        if listed in self._hints or not listed or not is_mount(listed[0]):
+        if listed in self._hints or not listed or not is_on_mount(listed[0]):
             return
         self._hints[listed] = given = hint(listed, group=group(listed))
         _log.info("told fusefs of %d files by %s", len(listed), given.channel)
@@ -150,6 +150,14 @@ def stream(
         threads=settings.concurrency,
         memory_limit_bytes=settings.memory_limit_bytes,
     )
+
+
+def is_on_mount(path: str) -> bool:
+    """Whether a file is on a mount of fusefs, whatever links lead to it."""
+    try:
+        return channel.filesystem_of(os.stat(path).st_dev) == channel.FSTYPE
+    except OSError:
+        return False
 
 
 def sees_mounts() -> bool:
