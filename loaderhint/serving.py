@@ -83,7 +83,7 @@ class Told:
         `group` is asked only where there is a mount.
         """
         listed = tuple(files)
-        if listed in self._hints or not listed or not _is_mounted(listed[0]):
+        if listed in self._hints or not listed or not is_on_mount(listed[0]):
             return
         self._hints[listed] = given = hint(listed, group=group(listed))
         _log.info("told fusefs of %d files by %s", len(listed), given.channel)
@@ -152,8 +152,8 @@ def stream(
     )
 
 
-def _is_mounted(path: str) -> bool:
-    """Whether `path` lies in a mount of fusefs."""
+def is_on_mount(path: str) -> bool:
+    """Whether a file is on a mount of fusefs, whatever links lead to it."""
     try:
         return channel.filesystem_of(os.stat(path).st_dev) == channel.FSTYPE
     except OSError:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+import torch.distributed as dist
 
 from loaderhint import serving
 from loaderhint.delivery import THREADS
@@ -74,6 +75,24 @@ def test_a_stream_leaves_out_what_is_not_kept(tmp_path: Path) -> None:
     safetensors.torch.save_file({"a": torch.ones(2), "b": torch.ones(3)}, tmp_path / "m")
     found = dict(serving.stream([str(tmp_path / "m")], serving.Settings(), keep=lambda n: n == "b"))
     assert list(found) == ["b"]
+
+
+def test_a_distributed_stream_reads_by_the_group(tmp_path: Path) -> None:
+    """With `distributed`, the ranks of the group load together; each leaves out what it skips."""
+    safetensors.torch.save_file({"a": torch.ones(2), "b": torch.ones(3)}, tmp_path / "m")
+    dist.init_process_group("gloo", f"file://{tmp_path}/ranks", rank=0, world_size=1)
+    try:
+        tensors = serving.stream(
+            [str(tmp_path / "m")],
+            serving.settings_of({"distributed": True}),
+            process_group=dist.group.WORLD,
+            keep=lambda name: name == "b",
+        )
+        found = dict(tensors)
+    finally:
+        dist.destroy_process_group()
+    assert list(found) == ["b"]
+    assert torch.equal(found["b"], torch.ones(3))
 
 
 def test_hints_live_while_the_engine_reads(folder: Path, server: HintServer) -> None:
