@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -29,6 +30,7 @@ from tests.bench.weights import write_weights
 
 CLI = (sys.executable, "-m", "fusefs.cli")
 LIMIT_S = 300.0
+EXIT_TERMINATED = 128 + signal.SIGTERM
 TOUCH_BYTES = 3 << 30
 SETTINGS = ((2, 16), (4, 16), (2, 32))
 """Processes x threads that the ceiling is tried with; the fastest is kept."""
@@ -37,6 +39,8 @@ SETTINGS = ((2, 16), (4, 16), (2, 32))
 def main() -> int:
     """Measure; every store has its row, or what failed is raised."""
     options = _parse(sys.argv[1:])
+    # Ended by whoever is tired of waiting, too, it leaves no network, mount or server behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))
     rows: list[dict[str, Any]] = []
     with (
         tempfile.TemporaryDirectory(prefix="bench-") as directory,
