@@ -19,6 +19,9 @@ STALE = "run `make lock`"
 
 _HASH = re.compile(r"--hash=sha256:[0-9a-f]{64}\b")
 
+_PARENT = re.compile(r"#\s+(?:via )?(?!via\b|-)(\S+)(?: \(pyproject\.toml\))?$", re.MULTILINE)
+"""`# via boto3`, or on lines of their own below `# via`; `-c …` is a file of constraints."""
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -36,7 +39,7 @@ def _locked(file: Path) -> dict[str, Entry]:
         line, _, comments = text.partition("#")
         if line.strip():
             requirement = Requirement(_HASH.sub("", line).strip())
-            parents = re.findall(r"#\s+(?:via )?([a-z0-9-]+)$", f"#{comments}", re.MULTILINE)
+            parents = _PARENT.findall(f"#{comments}")
             name = canonicalize_name(requirement.name)
             found[str(name)] = Entry(requirement, len(_HASH.findall(line)), frozenset(parents))
     return found
