@@ -20,6 +20,7 @@ from typing import Any
 
 from fusefs.engine import jobs
 from fusefs.engine.machine import name_process
+from fusefs.engine.privileges import KEEPER, settle
 from fusefs.errors import FusefsError
 from fusefs.mount import kernel, probe
 
@@ -231,6 +232,7 @@ def main(job_fd: int, report_fd: int) -> int:
         file.seek(0)
         job = json.load(file)
     name_process("fusefs-keeper")
+    settle(KEEPER)
     keeper = Keeper(job, job_fd)
     keeper.watch_signals()
     try:
