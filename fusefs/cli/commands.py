@@ -22,6 +22,7 @@ from fusefs.cli.start import StartFailed, mount_in_background, mount_in_front
 from fusefs.cli.terminal import complain, say
 from fusefs.cli.transfers import add_transfers
 from fusefs.client import Answer, ask_mount, ask_mounts, open_processes, process_ids, wait_ended
+from fusefs.engine.privileges import hide_memory
 from fusefs.errors import ConfigError, FusefsError
 from fusefs.mount import kernel
 from fusefs.store.source import parse_source
@@ -54,6 +55,8 @@ def main_for_mount8(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
+    if argv is None:  # this process is the command's own
+        hide_memory()
     arguments = parser.parse_args(argv)
     command: Callable[[argparse.Namespace], int] = arguments.command
     try:

@@ -21,6 +21,7 @@ import sys
 from fusefs.config import Config, config_from_json_dict
 from fusefs.engine import jobs
 from fusefs.engine.machine import name_process
+from fusefs.engine.privileges import SERVER, settle
 from fusefs.engine.worker import Worker
 from fusefs.errors import FusefsError, to_wire
 from fusefs.store.base import Source
@@ -32,13 +33,15 @@ def main(control_fd: int, arena_fd: int, job_fd: int) -> int:
     """Serve fork requests until the daemon closes the control socket."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the keeper's to act on
     name_process("fusefs-spawner")
+    settle(SERVER)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children are reaped by the kernel
     control = socket.socket(fileno=control_fd)
     with os.fdopen(job_fd) as file:
         file.seek(0)
         job = json.load(file)
     config = config_from_json_dict(job["config"])
-    configure_log(config.log.level, config.log.file, job["foreground"])
+    # The daemon's stderr is the log file, if there is one; we might not be let open it.
+    configure_log(config.log.level, None, job["foreground"] or config.log.file is not None)
     source = parse_source(job["source"], config)
     try:
         preload(source)

@@ -41,6 +41,7 @@ from fusefs.engine.pace import Pace
 from fusefs.engine.pagecache import PageCache, start_pusher
 from fusefs.engine.pool import Pool
 from fusefs.engine.prefetcher import Prefetcher
+from fusefs.engine.privileges import SERVER, settle
 from fusefs.engine.reader import Reader
 from fusefs.engine.slots import Slots
 from fusefs.errors import ConfigError, FusefsError
@@ -369,12 +370,16 @@ def main(channel_fd: int, job_fd: int, memory_fd: int) -> int:
     channel = socket.socket(fileno=channel_fd)
     job = read_job_dict(job_fd)
     config = config_from_json_dict(job["config"])
-    recent = configure_log(config.log.level, config.log.file, job["foreground"])
 
     async def start() -> None:
         keeper = trio.socket.from_stdlib_socket(channel)
         try:
-            await Daemon(job, config, recent, map_memory(memory_fd)).run(keeper, job_fd)
+            recent = configure_log(config.log.level, config.log.file, job["foreground"])
+            # Its arena is the last that takes rights.
+            daemon = Daemon(job, config, recent, map_memory(memory_fd))
+            for refused in settle(SERVER):
+                log.info("not confined as it should be: %s", refused)
+            await daemon.run(keeper, job_fd)
         except FusefsError as error:
             status = 2 if isinstance(error, ConfigError) else 1
             await keeper.send(jobs.encode({"error": str(error), "status": status}))

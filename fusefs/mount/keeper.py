@@ -31,6 +31,7 @@ from typing import Any
 
 import fusefs
 from fusefs.engine.machine import name_process
+from fusefs.engine.privileges import KEEPER, settle
 from fusefs.errors import FusefsError
 from fusefs.mount import kernel, renewal
 from fusefs.mount.estate import ESTATE_VERSION, Estate
@@ -291,6 +292,7 @@ def main(arguments: list[str]) -> int:
         sys.stdout.write(json.dumps({"estate": ESTATE_VERSION, "version": fusefs.__version__}))
         return 0
     name_process("fusefs-keeper")
+    settle(KEEPER)
     signals = Signals()
     signals.watch()
     if arguments[0] == renewal.FLAG:
