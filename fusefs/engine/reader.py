@@ -6,6 +6,8 @@ task and copies only where two blocks of one READ are not neighbours in the aren
 
 from __future__ import annotations
 
+from collections import deque
+
 import trio
 
 from fusefs.engine.arena import Arena
@@ -19,6 +21,14 @@ from fusefs.objects import Extent
 from fusefs.policy.extents import blocks_of
 from fusefs.telemetry.counters import Counters
 
+AGAIN_S = 1.0
+"""The kernel asks again, for a page, what its readahead asked for in vain: within milliseconds, and
+whoever reads would wait for the deadline twice. So what was missed a moment ago is waited for so
+long and no longer."""
+
+MISSED_MAX = 1000
+"""Such extents that are remembered: more than there are READs at once."""
+
 PINNED_FRACTION = 4
 """At most a quarter of the slots belongs to waiting READs (a READ pins one block while it waits for
 the next): more of them could wait for one another for ever."""
@@ -27,7 +37,8 @@ the next): more of them could wait for one another for ever."""
 class Reader:
     """Serves READs of any file.
 
-    The mutable state of Reader is the admission of READs that must wait.
+    The mutable state of Reader is the admission of READs that must wait, and what some waited for
+    in vain a moment ago.
     """
 
     def __init__(
@@ -47,6 +58,7 @@ class Reader:
         self._counters = counters
         self._pagecache = pagecache
         self._deadline_s = deadline_s
+        self._missed: deque[tuple[float, File, Extent]] = deque(maxlen=MISSED_MAX)
         self._waiting = trio.CapacityLimiter(max(1, arena.budget.slots // PINNED_FRACTION))
 
     async def read(self, file: File, offset: int, size: int) -> memoryview | bytes:
@@ -82,10 +94,23 @@ class Reader:
             return self._answer(extent, indices, [blocks[i] for i in indices])
         if file.changed is not None:
             raise file.changed
-        with trio.move_on_after(self._deadline_s):
+        again = self._was_missed(file, extent)
+        with trio.move_on_after(AGAIN_S if again else self._deadline_s):
             async with self._waiting:
                 return await self._wait_for(file, extent, indices)
+        if not again:
+            self._missed.append((trio.current_time(), file, extent))
         raise StoreTimeout(f"{file.meta.id.key}: no bytes within {self._deadline_s:g} s")
+
+    def _was_missed(self, file: File, extent: Extent) -> bool:
+        """Whether a READ of some of these bytes reached its deadline just now."""
+        oldest = trio.current_time() - AGAIN_S
+        while self._missed and self._missed[0][0] < oldest:
+            self._missed.popleft()
+        return any(
+            missed is file and extent.start < waited.stop and waited.start < extent.stop
+            for _, missed, waited in self._missed
+        )
 
     async def _wait_for(self, file: File, extent: Extent, indices: range) -> memoryview:
         pinned, found = self._fetcher.demand(file, indices)

@@ -148,7 +148,9 @@ class Daemon:
             self._budget.lead_first // COMPANION_LEAD_FRACTION,
             self._fetcher.wake,
         )
-        self._names = Names(self._pool, self._counters, self._pace.throttled)
+        self._names = Names(
+            self._pool, self._counters, self._pace.throttled, engine.read_deadline_s
+        )
         self._tree = Tree(
             self._names,
             self._source.prefix,

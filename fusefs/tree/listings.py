@@ -32,6 +32,10 @@ repositories have some thousand files."""
 LISTING_NAMES_MAX = 500_000
 """Names in one listing while it is made: 0.3 GB. Beyond, listing fails rather than the mount."""
 
+PAGES_WITHOUT_NEWS_MAX = 1000
+"""Pages in a row that bring no name. Some are empty where much was deleted; a listing that says
+the same again and again, each time with another token, must end all the same."""
+
 _DIRECTORIES_REPORTED_MAX = 1000
 """Directories whose hidden names were logged; past that, some are logged twice."""
 
@@ -218,11 +222,16 @@ class Listings:
         gathering = _Gathering(directory, self._inodes)
         gathering.add(first.page)
         token = first.page.next_token
+        asked: set[str] = set()
+        idle = 0
         while token is not None:
+            if token in asked or idle > PAGES_WITHOUT_NEWS_MAX:
+                raise CorruptData(f"the listing of {directory.key!r} does not end: same page twice")
+            asked.add(token)
+            names = len(gathering)
             page = await self._lister.list_page(directory.key, token)
             gathering.add(page)
-            if page.next_token == token:
-                raise CorruptData(f"the listing of {directory.key!r} does not end: same page twice")
+            idle = 0 if len(gathering) > names else idle + 1
             if len(gathering) > LISTING_NAMES_MAX:
                 raise Unsupported(
                     f"{directory.key!r} holds more than {LISTING_NAMES_MAX} names, too many to"
