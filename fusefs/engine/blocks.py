@@ -15,6 +15,7 @@ from fusefs.errors import FusefsError
 from fusefs.objects import Extent, ObjectMeta
 from fusefs.policy.extents import extent_of
 from fusefs.policy.kinds import kind_of
+from fusefs.policy.ledger import Ledger
 from fusefs.policy.plan import FilePlan
 from fusefs.policy.pushed import PushedPages
 from fusefs.policy.setback import Setback
@@ -126,8 +127,8 @@ class File:
     """
 
     __slots__ = (
-        "blocks", "changed", "data_start", "direct_opens", "hinted", "inode", "inspected", "meta",
-        "opens", "plan", "pushed", "setback", "started", "touched_block", "watcher",
+        "blocks", "changed", "data_start", "direct_opens", "hinted", "inode", "inspected", "ledger",
+        "meta", "opens", "plan", "pushed", "setback", "started", "touched_block", "watcher",
     )  # fmt: skip
 
     def __init__(self, meta: ObjectMeta, plan: FilePlan) -> None:
@@ -146,6 +147,7 @@ class File:
         self.data_start: int | None = None
         self.touched_block: int | None = None
         self.pushed: PushedPages | None = None
+        self.ledger: Ledger | None = None
 
     def has(self, index: int) -> bool:
         """Whether this block is wanted, on its way or there."""

@@ -21,6 +21,7 @@ import trio
 
 from fusefs.engine import jobs
 from fusefs.engine.blocks import Block, File, State
+from fusefs.engine.checking import Checking
 from fusefs.engine.hedges import Hedges, Run, Tries
 from fusefs.engine.pace import Pace
 from fusefs.engine.slots import Slots
@@ -102,6 +103,7 @@ class Fetcher:
         self._on_landed = on_landed
         self._pace = pace
         self._hedges = Hedges(slots, counters)
+        self._checking = Checking(budget.block_size, counters, self._condemn)
         self._runs: dict[int, Run] = {}
         self._demand: deque[tuple[Block, Tries]] = deque()
         self._retries: list[tuple[float, int, list[Block], Tries]] = []
@@ -157,12 +159,13 @@ class Fetcher:
         """A message of the pool about a read job."""
         run = self._runs[message["id"]]
         if "landed" in message:
-            self._land(run, message["landed"] // self._budget.block_size)
+            landed = message["landed"] // self._budget.block_size
+            self._land(run, landed, message.get("sums"))
             return
         del self._runs[message["id"]]
         self._pace.ended()
         if "ok" in message:
-            self._land(run, len(run.blocks))
+            self._land(run, len(run.blocks), message["ok"])
             self._hedges.ended(run)
         elif "lost" in message:
             self._failed(run, StoreUnavailable("the worker that fetched this block died"))
@@ -259,7 +262,7 @@ class Fetcher:
 
     # -- what comes back --------------------------------------------------------------------------
 
-    def _land(self, run: Run, landed: int) -> None:
+    def _land(self, run: Run, landed: int, sums: jobs.Message | None) -> None:
         now = trio.current_time()
         size = 0
         ready = []
@@ -267,9 +270,11 @@ class Fetcher:
             size += run.blocks[position].extent.size
             block = self._hedges.winner(run, position)
             if block is not None:
-                block.touched_s = now
-                block.settle(State.READY)
                 ready.append(block)
+        self._checking.landed(run.blocks[0].file, sums, ready)
+        for block in ready:
+            block.touched_s = now
+            block.settle(State.READY)
         if size:
             run.blocks[0].file.setback.landed()
             self._counters.bytes_fetched += size
@@ -282,6 +287,7 @@ class Fetcher:
     def _failed(self, run: Run, error: FusefsError) -> None:
         """Retry what may succeed later, fail the rest. The worker has stopped writing."""
         self._counters.fetch_errors += 1
+        self._checking.failed(error)
         if isinstance(error, StoreThrottled):
             self._pace.throttled(error.retry_after_s)
         file = run.blocks[0].file
@@ -289,8 +295,7 @@ class Fetcher:
         blocks = self._hedges.ended(run)
         if isinstance(error, ObjectChanged) and file.changed is None:
             log.warning("%s changed in the store while it was open: %s", file.meta.id.key, error)
-            file.changed = error
-            self._on_changed(file)
+            self._mark_changed(file, error)
         if not blocks:
             return
         if self._worth_retrying(error, tries, blocks):
@@ -299,6 +304,15 @@ class Fetcher:
         if any(block.waiters for block in blocks):
             log.warning("fetching %s failed: %s", file.meta.id.key, error)
         self._give_up(blocks, error)
+
+    def _condemn(self, file: File, error: FusefsError) -> None:
+        """Bytes of this version are wrong, and nobody knows which: give out no more of them."""
+        log.warning("%s", error)
+        self._mark_changed(file, error)
+
+    def _mark_changed(self, file: File, error: FusefsError) -> None:
+        file.changed = error
+        self._on_changed(file)
 
     def _worth_retrying(self, error: FusefsError, tries: Tries, blocks: list[Block]) -> bool:
         if isinstance(error, CorruptData):

@@ -16,7 +16,7 @@ from fusefs.engine.fetcher import Fetcher, Found
 from fusefs.engine.pagecache import PageCache
 from fusefs.engine.prefetcher import Prefetcher
 from fusefs.engine.slots import Slots
-from fusefs.errors import FusefsError, StoreTimeout
+from fusefs.errors import ChecksumMismatch, FusefsError, StoreTimeout
 from fusefs.objects import Extent
 from fusefs.policy.extents import blocks_of
 from fusefs.telemetry.counters import Counters
@@ -82,6 +82,7 @@ class Reader:
 
     async def _view(self, file: File, extent: Extent) -> memoryview | bytes:
         indices = blocks_of(extent, self._arena.block_size)
+        _refuse_wrong(file)
         milestone = self._pagecache.reading(file, extent, indices)
         if milestone is not None:
             self._prefetcher.accessed(file, extent, indices, taken=lambda _: True)
@@ -123,6 +124,7 @@ class Reader:
                 await block.wait_settled()
                 if block.error is not None:
                     raise block.error
+            _refuse_wrong(file)
             return self._answer(extent, indices, pinned)
         finally:
             self._fetcher.release(pinned)
@@ -144,3 +146,9 @@ class Reader:
             stop = min(extent.stop, whole.stop) - whole.start
             pieces.append(self._arena.view(block.slot, start, stop - start))
         return self._arena.join(pieces)
+
+
+def _refuse_wrong(file: File) -> None:
+    """Raise if bytes of this version are known to be wrong: those that are here may be them."""
+    if isinstance(file.changed, ChecksumMismatch):
+        raise file.changed

@@ -22,6 +22,7 @@ from fusefs.config import Config, config_from_json_dict
 from fusefs.engine import jobs
 from fusefs.engine.machine import name_process
 from fusefs.engine.privileges import SERVER, settle
+from fusefs.engine.verifier import open_verifier
 from fusefs.engine.worker import Worker
 from fusefs.errors import FusefsError, to_wire
 from fusefs.store.base import Source
@@ -45,7 +46,9 @@ def main(control_fd: int, arena_fd: int, job_fd: int) -> int:
     source = parse_source(job["source"], config)
     try:
         preload(source)
-        open_store(source, config).close()  # so that a bad setting is told once, here
+        store = open_store(source, config)  # so that a bad setting is told once, here
+        open_verifier(store, source, config)
+        store.close()
     except FusefsError as error:
         control.send(jobs.encode({"error": to_wire(error)}))
         return 1
@@ -78,7 +81,8 @@ def _work(
     """The life of a forked worker; never returns."""
     status = 1
     try:
-        Worker(open_store(source, config), arena_fd, channel).run(threads)
+        store = open_store(source, config)
+        Worker(store, arena_fd, channel, open_verifier(store, source, config)).run(threads)
         status = 0
     except FusefsError as error:
         logging.getLogger("fusefs.worker").error(  # noqa: TRY400 - a sentence for the user

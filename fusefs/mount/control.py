@@ -99,10 +99,21 @@ class Status:
             "fetching": self._engine.pace.statistics(),
             "memory_limit_bytes": budget.limit,
             "page_cache": self._engine.pagecache.statistics(),
+            "checksums": self._checksums(),
             "kernel": as_status(self.knobs),
             "warnings": list(self._warnings.lines),
         }
         return json.dumps(answer).encode()
+
+    def _checksums(self) -> dict[str, str | None]:
+        """Whether what arrives is compared with checksums, and why not, or not all of it."""
+        mode = self._job["config"]["engine"]["checksums"]
+        why = None
+        if mode == "off":
+            why = "engine.checksums is off"
+        elif self._counters.checksums_missing_bytes:
+            why = "some files have none: fusefs push notes them"
+        return {"mode": mode, "why": why}
 
 
 class Control:
