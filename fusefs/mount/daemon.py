@@ -53,6 +53,7 @@ from fusefs.mount.control import Control, EngineParts, Status
 from fusefs.mount.folder import HintFolder
 from fusefs.mount.kernel import find_mount, mount_rows
 from fusefs.mount.operations import Hooks, Operations
+from fusefs.mount.requests import Requests
 from fusefs.mount.tuning import HEAD_READ_AHEAD_KB, ReadAhead, may_abort, tune
 from fusefs.objects import ObjectMeta
 from fusefs.policy.budget import (
@@ -191,6 +192,7 @@ class Daemon:
         return None
 
     async def _serve(self, fuse_fd: int, keeper: trio.socket.SocketType) -> None:
+        requests = Requests(self._counters, self._config.engine.read_deadline_s)
         reader = Reader(
             self._arena,
             self._slots,
@@ -207,8 +209,9 @@ class Daemon:
             self._prefetcher,
             Control(self._status, Verbs(self._tree, self._files, self._hinted), self._folder),
             self._config,
-            Hooks(self._tune, self._read_ahead.opening),
+            Hooks(self._tune, self._read_ahead.opening, requests),
         )
+        self._status.gauges += [operations.gauges, self._hints.gauges]
         pyfuse3.init(operations, f"/dev/fd/{fuse_fd}", set())
         gc.collect()
         gc.freeze()  # what start-up made lives for ever: later collections need not look at it
@@ -217,6 +220,7 @@ class Daemon:
                 nursery.start_soon(self._fetcher.run, self._prefetcher.next_run)
                 nursery.start_soon(self._prefetcher.run, self._guide)
                 nursery.start_soon(self._hinted.run)
+                nursery.start_soon(requests.run, operations.describe)
                 nursery.start_soon(_end_on_sigterm)
                 nursery.start_soon(self._watch_keeper, keeper, nursery)
                 if self._config.kernel.push:

@@ -15,7 +15,7 @@ import os
 import stat
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import pyfuse3
 from pyfuse3 import (
@@ -36,6 +36,7 @@ from fusefs.errors import FusefsError, ObjectChanged, ObjectNotFound
 from fusefs.hints.verbs import BadExtent
 from fusefs.mount.control import Control
 from fusefs.mount.folder import FOLDER_BIT, Node
+from fusefs.mount.requests import Requests, describe_names, describe_read
 from fusefs.policy.kinds import Kind
 from fusefs.tree.inodes import Entry
 from fusefs.tree.names import NAME_BYTES_MAX
@@ -62,13 +63,17 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def answering(handler: Callable[P, Awaitable[R]]) -> Callable[P, Coroutine[Any, Any, R]]:
-    """The choke point: whatever a handler raises becomes an errno."""
+def answering(
+    handler: Callable[Concatenate[Operations, P], Awaitable[R]],
+) -> Callable[Concatenate[Operations, P], Coroutine[Any, Any, R]]:
+    """The choke point: whatever a handler raises becomes an errno, and each request is noted."""
+    name = handler.__name__
 
     @functools.wraps(handler)
-    async def answer(*args: P.args, **kwargs: P.kwargs) -> R:
+    async def answer(self: Operations, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        number = self.requests.began(name, args)
         try:
-            return await handler(*args, **kwargs)
+            return await handler(self, *args, **kwargs)
         except FUSEError:
             raise
         except FusefsError as error:
@@ -78,16 +83,19 @@ def answering(handler: Callable[P, Awaitable[R]]) -> Callable[P, Coroutine[Any, 
         except Exception as error:
             log.exception("%s failed in an unforeseen way", handler.__name__)
             raise FUSEError(errno.EIO) from error
+        finally:
+            self.requests.ended(number)
 
     return answer
 
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """What else happens in a request: in the first one, and in every OPEN of a kind of file."""
+    """What else happens in a request: in the first one, in every OPEN of a kind of file, in all."""
 
     first_request: Callable[[], None]
     opening: Callable[[Kind], None]
+    requests: Requests
 
 
 class Operations(pyfuse3.Operations):
@@ -119,6 +127,7 @@ class Operations(pyfuse3.Operations):
         self._folder = control.folder
         self._mount_config, self._tree_config = config.mount, config.tree
         self._hooks = hooks
+        self.requests = hooks.requests
         self._uid = os.geteuid() if config.mount.uid is None else config.mount.uid
         self._gid = os.getegid() if config.mount.gid is None else config.mount.gid
         self._files: dict[int, File] = {}
@@ -127,6 +136,24 @@ class Operations(pyfuse3.Operations):
         self._stream_numbers = itertools.count(1)
         self._asked = False
         self._seen: TreeStatistics | None = None
+
+    def gauges(self) -> dict[str, Any]:
+        """What is open and under way; each of them returns to zero, entries to what is known."""
+        return {
+            "requests": self.requests.statistics(self.describe),
+            "open": {
+                "files": len(self._files),
+                "handles": sum(self._opens.values()),
+                "directories": len(self._streams),
+                "entries": self._tree.entries_live,
+            },
+        }
+
+    def describe(self, handler: str, arguments: tuple[Any, ...]) -> str:
+        """What a request under way is about, and what it waits for."""
+        if handler == "read":
+            return describe_read(self._files[arguments[0] & ~DIRECT_HANDLE], *arguments[1:])
+        return describe_names(handler, arguments, self._tree)
 
     # -- names ------------------------------------------------------------------------------------
 
