@@ -44,6 +44,10 @@ class Server:
         self._find_device = find_device
         self._peers = 0
 
+    def gauges(self) -> dict[str, int]:
+        """For the status answer."""
+        return {"peers": self._peers}
+
     async def run(self, listener: socket.socket) -> None:
         """Serve until the mount has been taken from its place; then close every connection."""
         device = self._find_device()

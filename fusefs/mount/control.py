@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +47,8 @@ class EngineParts:
 class Status:
     """Puts the status together.
 
-    The mutable state of Status is `knobs`, known once the kernel's were set.
+    The mutable state of Status is `knobs`, known once the kernel's were set, and `gauges`, asked of
+    those that serve once there are any.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Status:
         self.started_ns = vitals.note().started_ns
         self._keeper_pid = os.getppid()
         self.knobs: dict[str, Knob] = {}
+        self.gauges: list[Callable[[], dict[str, Any]]] = []
 
     def stats(self) -> bytes:
         """The answer to `user.fusefs.stats`: JSON, documented in docs/operations.md."""
@@ -103,6 +106,8 @@ class Status:
             "kernel": as_status(self.knobs),
             "warnings": list(self._warnings.lines),
         }
+        for gauge in self.gauges:
+            answer |= gauge()
         return json.dumps(answer).encode()
 
     def _checksums(self) -> dict[str, str | None]:

@@ -54,17 +54,14 @@ from fusefs.mount.control import Control, EngineParts, Status
 from fusefs.mount.folder import HintFolder
 from fusefs.mount.job import read_job_dict
 from fusefs.mount.kernel import mount_rows
-from fusefs.mount.operations import Operations
+from fusefs.mount.operations import Hooks, Operations
+from fusefs.mount.requests import Requests
 from fusefs.mount.session import Session
 from fusefs.mount.stuck import end_stuck_requests
 from fusefs.mount.tuning import HEAD_READ_AHEAD_KB, ReadAhead, may_abort, tune
 from fusefs.mount.vitals import BEAT_S, VITALS_BYTES, Vitals, map_memory
 from fusefs.objects import ObjectMeta
-from fusefs.policy.budget import (
-    WORKERS_INCLUDED,
-    arena_budget,
-    memory_limit,
-)
+from fusefs.policy.budget import WORKERS_INCLUDED, arena_budget, memory_limit
 from fusefs.store.source import parse_source
 from fusefs.telemetry.counters import Counters
 from fusefs.telemetry.log import RecentWarnings, configure_log
@@ -79,14 +76,12 @@ TASKS_MARGIN = 64
 COMPANION_LEAD_FRACTION = 4
 """Small files that came along and are not read yet take at most a quarter of what prefetch may."""
 
-
 WAITS_FRACTION = 8
 """Blocks that hints wait for hold at most an eighth of the slots; waiting READs, up to half."""
 
 PUSHERS_MIN, PUSHERS_MAX = 2, 8
 """Threads that push, one for four cores: one writes 3 GB/s, as much as four workers fetch. Two at
 least, since one may have to wait for a READ."""
-
 
 POOL_PAUSE_S = 1.0
 """Between attempts to start workers for a mount that was taken over."""
@@ -135,12 +130,7 @@ class Daemon:
             page_cache_room,
             self._fetcher.wake,
         )
-        self._hinted = HintedPlans(
-            self._files,
-            self._slots,
-            self._unhinted,
-            self._fetcher.wake,
-        )
+        self._hinted = HintedPlans(self._files, self._slots, self._unhinted, self._fetcher.wake)
         self._prefetcher = Prefetcher(
             self._files,
             self._hinted,
@@ -166,6 +156,7 @@ class Daemon:
             recent,
             self._vitals,
         )
+        self._requests = Requests(self._counters, engine.read_deadline_s)
         self._folder = HintFolder(config.mount.umask)
         self._device = ""
         self._hints = Server(self._hint_desk(), self._find_device)
@@ -263,7 +254,7 @@ class Daemon:
             self._prefetcher,
             Control(self._status, Verbs(self._tree, self._files, self._hinted), self._folder),
             self._config,
-            self._read_ahead.opening,
+            Hooks(self._read_ahead.opening, self._requests),
         )
 
     async def _serve(
@@ -273,17 +264,19 @@ class Daemon:
         told: tuple[jobs.Message, list[int]],
         operations: Operations,
     ) -> None:
+        self._status.gauges += [operations.gauges, self._hints.gauges]
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._fetcher.run, self._prefetcher.next_run)
                 nursery.start_soon(self._prefetcher.run, self._guide)
                 nursery.start_soon(self._hinted.run)
+                nursery.start_soon(self._requests.run, operations.describe)
                 nursery.start_soon(_end_on_sigterm)
                 nursery.start_soon(self._beat)
                 self._take_socket(*told, nursery)
                 nursery.start_soon(self._watch_keeper, keeper, nursery)
                 if not told[0]["resend"]:
-                    held = partial(getattr, operations, "in_hand")
+                    held = self._requests.count_under_way
                     nursery.start_soon(end_stuck_requests, self._device, fuse_fd, held)
                 if self._config.kernel.push:
                     threads = min(PUSHERS_MAX, max(PUSHERS_MIN, cores_available() // 4))

@@ -56,6 +56,8 @@ class Counters:
     """Answers that asked us to slow down."""
     read_errors: int = 0
     """Reads answered with an error."""
+    requests_stuck: int = 0
+    """Requests of the kernel that outlived every deadline: a defect of ours, each logged once."""
     workers_replaced: int = 0
     """Worker processes that died and were replaced."""
     names_hidden: int = 0

@@ -15,10 +15,11 @@ from functools import partial
 from operator import attrgetter
 from typing import Protocol
 
+import trio
 from cachetools import LRUCache, TLRUCache
 
 from fusefs.config import TreeConfig
-from fusefs.errors import CorruptData, Unsupported
+from fusefs.errors import CorruptData, StoreTimeout, Unsupported
 from fusefs.objects import ListPage, ObjectId, ObjectMeta
 from fusefs.telemetry.counters import Counters
 from fusefs.tree.flights import Flights
@@ -28,6 +29,10 @@ from fusefs.tree.names import is_reserved, name_below, prefix_of
 NAMES_CACHED_MAX = 100_000
 """Names in all cached listings together: about 60 MB (tests/tree/test_memory.py). The largest model
 repositories have some thousand files."""
+
+LISTING_DEADLINE_S = 300.0
+"""For all pages of one listing after the first: 500 of them at 0.6 s, several times what stores
+take. Each page has a deadline of its own, but 500 of those would be hours."""
 
 LISTING_NAMES_MAX = 500_000
 """Names in one listing while it is made: 0.3 GB. Beyond, listing fails rather than the mount."""
@@ -219,6 +224,11 @@ class Listings:
         first = await self._first_page(directory, keep_empty=True)
         if first.listing.complete:
             return first.listing
+        with trio.move_on_after(LISTING_DEADLINE_S):
+            return await self._gather_rest(directory, first)
+        raise StoreTimeout(f"no whole listing of {directory.key!r} in {LISTING_DEADLINE_S:g} s")
+
+    async def _gather_rest(self, directory: Entry, first: _FirstPage) -> Listing:
         gathering = _Gathering(directory, self._inodes)
         gathering.add(first.page)
         token = first.page.next_token

@@ -42,6 +42,14 @@ class Cgroup:
         name = "memory.current" if self.version == 2 else "memory.usage_in_bytes"
         return int((self.directory / name).read_text())
 
+    def reclaim(self) -> None:
+        """Have the kernel drop what it can: pages of files, and its own records of them."""
+        if self.version == 1:
+            (self.directory / "memory.force_empty").write_text("0")
+            return
+        with contextlib.suppress(BlockingIOError):  # less than asked for could be dropped
+            (self.directory / "memory.reclaim").write_text(str(self.used_bytes()))
+
 
 @contextmanager
 def open_cgroup(limit_bytes: int) -> Iterator[Cgroup]:
