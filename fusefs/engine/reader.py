@@ -7,6 +7,8 @@ task and copies only where two blocks of one READ are not neighbours in the aren
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import trio
 
@@ -30,15 +32,42 @@ MISSED_MAX = 1000
 """Such extents that are remembered: more than there are READs at once."""
 
 PINNED_FRACTION = 4
-"""At most a quarter of the slots belongs to waiting READs (a READ pins one block while it waits for
-the next): more of them could wait for one another for ever."""
+"""At most a quarter of the slots belongs to waiting READs (a READ pins its blocks while it waits
+for the last of them): more of them could wait for one another for ever."""
+
+
+class Admission:
+    """READs that must wait for blocks, within `limit` blocks together; one of any size at least.
+
+    The mutable state of Admission is the blocks that those pin who were let in. The others are let
+    in as they came: a large one is not overtaken for ever.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._turn = trio.Lock()
+        self._pinned = 0
+        self._freed = trio.Event()
+
+    @asynccontextmanager
+    async def admitted(self, blocks: int) -> AsyncIterator[None]:
+        """Inside there is room to pin `blocks` and wait for one more."""
+        async with self._turn:
+            while self._pinned and self._pinned + blocks > self._limit:
+                self._freed = trio.Event()
+                await self._freed.wait()
+            self._pinned += blocks
+        try:
+            yield
+        finally:
+            self._pinned -= blocks
+            self._freed.set()
 
 
 class Reader:
     """Serves READs of any file.
 
-    The mutable state of Reader is the admission of READs that must wait, and what some waited for
-    in vain a moment ago.
+    The mutable state of Reader is what some waited for in vain a moment ago.
     """
 
     def __init__(
@@ -59,7 +88,7 @@ class Reader:
         self._pagecache = pagecache
         self._deadline_s = deadline_s
         self._missed: deque[tuple[float, File, Extent]] = deque(maxlen=MISSED_MAX)
-        self._waiting = trio.CapacityLimiter(max(1, arena.budget.slots // PINNED_FRACTION))
+        self._waiting = Admission(arena.budget.slots // PINNED_FRACTION)
 
     async def read(self, file: File, offset: int, size: int) -> memoryview | bytes:
         """Return exactly min(size, end of file - offset) bytes.
@@ -97,7 +126,7 @@ class Reader:
             raise file.changed
         again = self._was_missed(file, extent)
         with trio.move_on_after(AGAIN_S if again else self._deadline_s):
-            async with self._waiting:
+            async with self._waiting.admitted(max(1, len(indices) - 1)):
                 return await self._wait_for(file, extent, indices)
         if not again:
             self._missed.append((trio.current_time(), file, extent))
