@@ -30,9 +30,6 @@ line waits for 45 s."""
 PROBE_TIMEOUT_S = 10.0
 """A fresh mount answers its first getxattr in milliseconds."""
 
-GRACE_S = 10.0
-"""After a lazy unmount readers may finish for so long, then the connection is aborted."""
-
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 _STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 
@@ -57,6 +54,8 @@ class Keeper:
         self._source = job["source"]
         self._mountpoint = job["mountpoint"]
         self._allow_other = job["config"]["mount"]["allow_other"]
+        # After a lazy unmount readers may finish for so long, then the connection is aborted.
+        self._grace_s: float = job["config"]["mount"]["grace_s"]
         self._job_fd = job_fd
         self._daemon: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
@@ -109,7 +108,7 @@ class Keeper:
                 kernel.unmount(self._mountpoint)
             except OSError:
                 self._unmount_lazily()
-        if self._daemon is not None and not self._ended(GRACE_S if self._device else 0.0):
+        if self._daemon is not None and not self._ended(self._grace_s if self._device else 0.0):
             self._daemon.kill()
             self._daemon.wait()
         self._abort()
