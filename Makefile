@@ -7,7 +7,7 @@ BIN := .venv/bin
 INPUTS := pyproject.toml tests/constraints.txt tests/azurite/package-lock.json .ci/setup.sh Makefile
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint tests/constraints.txt
 
-.PHONY: help setup demo test test-engines check bench
+.PHONY: help setup demo test test-engines check bench lock audit
 .DEFAULT_GOAL := help
 # A half-made target must not count as made.
 .DELETE_ON_ERROR:
@@ -34,6 +34,19 @@ check: .venv/.made-dev ## lint, types, layering, docs
 
 bench: .venv/.made-bench ## measure against other mounts (ARGS="…" for its options)
 	@$(BIN)/python -m tests.bench $(ARGS)
+
+LOCK = $(BIN)/uv pip compile --quiet --no-config --universal --python-version 3.11 --generate-hashes \
+	--custom-compile-command "make lock" --constraint tests/constraints.txt $(ARGS)
+
+lock: .venv/.made-dev ## pin what the image holds, with hashes (ARGS=--upgrade for newer versions)
+	@$(LOCK) --extra image --output-file helm/image/requirements.lock pyproject.toml
+	@$(LOCK) --output-file helm/image/build.lock helm/image/build.in
+
+AUDIT = $(BIN)/uv tool run --quiet --no-config pip-audit@2.10.1 --strict --disable-pip --require-hashes
+
+audit: .venv/.made-dev ## look up known weaknesses of what the image holds (asks pypi.org)
+	@$(AUDIT) --requirement helm/image/requirements.lock
+	@$(AUDIT) --requirement helm/image/build.lock
 
 .venv/.made-setup: $(INPUTS)
 	@sh .ci/setup.sh run $(PYTHON)
