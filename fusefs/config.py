@@ -63,6 +63,10 @@ class MountConfig:
         0o022, OCTAL, "permission bits taken from every file and directory",
         "the usual umask; readable by all whom allow_other lets in",
     )  # fmt: skip
+    grace_s: float = _setting(
+        10.0, seconds(0, 3600), "how long readers may go on once the mount was told to end",
+        "well below the 30 s after which Kubernetes kills, and the 90 s of systemd",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,15 @@ from typing import Any, NoReturn
 
 import fusefs
 from fusefs.cli.arguments import add_settings, add_source, config_of, said, settings_help
-from fusefs.cli.preflight import check_apart, check_fuse, check_mountpoint, resolve_mountpoint
+from fusefs.cli.fluid import add_fluid
+from fusefs.cli.health import add_health
+from fusefs.cli.preflight import (
+    check_apart,
+    check_fuse,
+    check_mountpoint,
+    prepare_mountpoint,
+    resolve_mountpoint,
+)
 from fusefs.cli.report import printable, status_lines
 from fusefs.cli.start import StartFailed, mount_in_background, mount_in_front
 from fusefs.cli.terminal import complain, say
@@ -101,6 +109,10 @@ def _fusefs_parser() -> argparse.ArgumentParser:
         "-o", dest="said", action="append", type=said("-o"), default=[], metavar="OPTIONS",
         help="options as mount(8) has them, and settings: -o allow_other,umask=077,memory=1G",
     )  # fmt: skip
+    mount.add_argument(
+        "--prepare", action="store_true",
+        help="make MOUNTPOINT if it is missing, and detach a mount there that has lost its daemon",
+    )  # fmt: skip
     add_settings(mount)
     mount.set_defaults(command=_mount, by_mount8=False)
 
@@ -118,7 +130,9 @@ def _fusefs_parser() -> argparse.ArgumentParser:
     status.add_argument("--json", action="store_true", help="for scripts: an object, or a list")
     status.set_defaults(command=_status)
 
+    add_health(commands)
     add_transfers(commands)
+    add_fluid(commands, _mount)
     return parser
 
 
@@ -131,7 +145,9 @@ def _mount8_parser() -> argparse.ArgumentParser:
     parser.add_argument("-n", "-s", "-v", action="store_true", help="accepted, without effect")
     parser.add_argument("-t", metavar="TYPE", help="accepted, without effect")
     parser.add_argument("-N", dest="namespace", help="refused: enter it with nsenter(1) instead")
-    parser.set_defaults(command=_mount_for_mount8, by_mount8=True, foreground=False, config=None)
+    parser.set_defaults(
+        command=_mount_for_mount8, by_mount8=True, foreground=False, config=None, prepare=False
+    )
     return parser
 
 
@@ -140,6 +156,8 @@ def _checked_job(arguments: argparse.Namespace) -> dict[str, Any]:
     config = config_of(arguments)
     source = parse_source(arguments.source, config)
     mountpoint = resolve_mountpoint(arguments.mountpoint)
+    if arguments.prepare:
+        prepare_mountpoint(mountpoint)
     check_mountpoint(mountpoint)
     check_apart(source, mountpoint)
     check_fuse(os.geteuid() == 0)

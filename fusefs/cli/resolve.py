@@ -7,6 +7,7 @@ the table. So a size, a flag or an error message is the same in TOML, environmen
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -22,6 +23,11 @@ from fusefs.config import (
 )
 from fusefs.errors import ConfigError
 from fusefs.values import OCTAL, Value
+
+_SERVICE_LINK = re.compile(
+    r".*_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
+)
+"""What Kubernetes sets in every pod of a namespace that has a Service called fusefs-something."""
 
 DEFAULT_FILE = Path("/etc/fusefs.toml")
 
@@ -109,6 +115,8 @@ def _read_environment(environ: Mapping[str, str]) -> dict[str, Value]:
     for variable, text in sorted(environ.items()):
         if not variable.startswith(ENVIRONMENT_PREFIX) or not text:
             continue  # an empty variable is how scripts and compose files clear one
+        if variable not in by_variable and _SERVICE_LINK.fullmatch(variable):
+            continue
         if variable not in by_variable:
             known = nearest(variable, by_variable)
             raise ConfigError(f"unknown setting {variable[:80]} in the environment{known}")

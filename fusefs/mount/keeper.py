@@ -50,8 +50,8 @@ CHECK_TIMEOUT_S = 30.0
 """For starting processes and checking the source, which has its own deadline of 10 s; the command
 line waits for 45 s."""
 
-GRACE_S = 10.0
-"""After a lazy unmount readers may finish for so long, then the connection is aborted."""
+KILL_S = 10.0
+"""For a process to be gone after SIGKILL; one that waits in the kernel stays."""
 
 DRAIN_S = 5.0
 """For a daemon to answer what it has in hand before the next takes over; what is left then is sent
@@ -138,9 +138,10 @@ class Keeper:
             elif not self._job.owns:
                 generation.ask_to_end()
         self._mount.unmount()
-        if generation is not None and not generation.wait_ended(GRACE_S if was_mounted else 0.0):
+        grace_s = self._job.grace_s if was_mounted else 0.0
+        if generation is not None and not generation.wait_ended(grace_s):
             generation.kill()
-            generation.wait_ended(GRACE_S)
+            generation.wait_ended(KILL_S)
         self._mount.abort()
         self._mount.close()
 
@@ -167,7 +168,7 @@ class Keeper:
             self._expect(generation, "serving")
         except (FusefsError, Stopped):
             generation.kill()
-            generation.wait_ended(GRACE_S)
+            generation.wait_ended(KILL_S)
             generation.hang_up()
             raise
         if self._generation is not generation:
@@ -194,7 +195,7 @@ class Keeper:
         limit_s = DRAIN_S if self._mount.estate.can_resend else DRAIN_WITHOUT_RESEND_S
         if not predecessor.wait_ended(limit_s):
             predecessor.kill()
-            predecessor.wait_ended(GRACE_S)
+            predecessor.wait_ended(KILL_S)
         if not predecessor.has_ended:
             raise FusefsError("the daemon that serves cannot be ended: it waits in the kernel")
 
@@ -217,7 +218,7 @@ class Keeper:
         hangs = self._heartbeat.is_lost(self._vitals.beats(), time.monotonic())
         if hangs and not generation.has_ended:
             generation.kill()
-            if not generation.wait_ended(GRACE_S):
+            if not generation.wait_ended(KILL_S):
                 log.error("the daemon hangs in the kernel and cannot be killed")
                 return not self._restarts.is_hopeless(time.monotonic())
             return self._replace("hung, and was killed")

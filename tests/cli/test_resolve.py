@@ -172,6 +172,21 @@ def test_an_unknown_variable_is_refused_by_name_without_its_value(tmp_path: Path
     assert "hunter2" not in str(caught.value)
 
 
+def test_the_links_of_kubernetes_to_a_service_of_our_name_are_no_settings(tmp_path: Path) -> None:
+    """A Service called fusefs sets FUSEFS_ variables in every pod beside it; they mean nothing."""
+    links = {
+        "FUSEFS_SERVICE_HOST": "10.0.0.1",
+        "FUSEFS_SERVICE_PORT": "80",
+        "FUSEFS_NODE_SERVICE_PORT_METRICS": "80",
+        "FUSEFS_PORT": "tcp://10.0.0.1:80",
+        "FUSEFS_PORT_80_TCP": "tcp://10.0.0.1:80",
+        "FUSEFS_NODE_PORT_80_TCP_ADDR": "10.0.0.1",
+    }
+    assert _resolve(tmp_path, environ=links) == _resolve(tmp_path)
+    with pytest.raises(ConfigError, match="FUSEFS_S3_PORTS"):
+        _resolve(tmp_path, environ={"FUSEFS_S3_PORTS": "1"})
+
+
 def test_a_wrong_value_is_an_error_even_where_a_stronger_source_hides_it(tmp_path: Path) -> None:
     """A mistake in the environment is told now, not on the day the flag is dropped."""
     with pytest.raises(ConfigError, match="FUSEFS_ENGINE_MEMORY"):
