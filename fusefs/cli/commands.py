@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 import fusefs
 from fusefs.cli.arguments import add_settings, add_source, config_of, said, settings_help
+from fusefs.cli.kubernetes import add_kubernetes
 from fusefs.cli.preflight import check_apart, check_fuse, check_mountpoint, resolve_mountpoint
 from fusefs.cli.report import printable, status_lines
 from fusefs.cli.start import StartFailed, mount_in_background, mount_in_front
@@ -116,6 +117,7 @@ def _fusefs_parser() -> argparse.ArgumentParser:
     status.set_defaults(command=_status)
 
     add_transfers(commands)
+    add_kubernetes(commands)
     return parser
 
 
