@@ -125,6 +125,8 @@ class Pool:
         """
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._attend_spawner)
+            self._start_calls()  # those that were asked before there was a worker
+            on_idle()
             for worker in list(self._workers):
                 nursery.start_soon(self._attend, worker, on_read, on_idle)
 

@@ -21,6 +21,7 @@ from fusefs.engine.slots import Slots
 from fusefs.hints.verbs import Verbs
 from fusefs.mount.folder import HintFolder
 from fusefs.mount.tuning import Knob, as_status
+from fusefs.mount.vitals import Vitals
 from fusefs.policy.budget import ArenaBudget
 from fusefs.telemetry.counters import Counters
 from fusefs.telemetry.log import RecentWarnings
@@ -54,31 +55,40 @@ class Status:
         engine: EngineParts,
         counters: Counters,
         warnings: RecentWarnings,
+        vitals: Vitals,
     ) -> None:
         self._job = job
         self._engine = engine
         self._counters = counters
         self._warnings = warnings
-        self._started = time.monotonic()
-        self.started_ns = time.time_ns()
+        self._vitals = vitals
+        self.started_ns = vitals.note().started_ns
         self._keeper_pid = os.getppid()
         self.knobs: dict[str, Knob] = {}
 
     def stats(self) -> bytes:
         """The answer to `user.fusefs.stats`: JSON, documented in docs/operations.md."""
         budget, pool = self._engine.budget, self._engine.pool
+        note = self._vitals.note()
         answer = {
             "v": STATUS_VERSION,
             "version": fusefs.__version__,
             "source": self._job["source"],
             "mountpoint": self._job["mountpoint"],
-            "uptime_s": round(time.monotonic() - self._started, 3),
+            "uptime_s": round(time.monotonic() - note.started_s, 3),
             "pids": {
                 "keeper": self._keeper_pid,
                 "daemon": os.getpid(),
                 "spawner": pool.spawner_pid,
                 "workers": pool.pids,
                 "pusher": self._engine.pagecache.pid,
+            },
+            "restarts": note.restarts,
+            "last_end": note.last_end,
+            "upgrades": {
+                "done": note.upgrades,
+                "refused": note.refused,
+                "why_refused": note.why_refused,
             },
             "counters": self._counters.snapshot(),
             "arena": {

@@ -1,18 +1,17 @@
-"""The process that serves one mount: `python -m fusefs.mount.daemon CHANNEL_FD JOB_FD`.
+"""The process that serves one mount: `python -m fusefs.mount.daemon CHANNEL_FD JOB_FD MEMORY_FD`.
 
 Composition root: builds the parts, gives each its task, handles signals. It is told what to do by
-the keeper: it checks the source, says so, receives the /dev/fuse descriptor, and serves until the
-mount is gone. It touches no network and never a path inside its mount.
+the keeper: `begin` (the first daemon of a mount checks the source; a later one needs no store to
+take over), `init` (it says what it would answer to FUSE_INIT), `serve` (it receives the connection
+and serves until the mount is gone or SIGTERM comes). It touches no network and never a path inside
+its mount.
 """
 
 from __future__ import annotations
 
-import array
 import contextlib
 import gc
-import json
 import logging
-import os
 import signal
 import socket
 import sys
@@ -49,11 +48,16 @@ from fusefs.hints.peer import Desk
 from fusefs.hints.plans import Engine as HintEngine
 from fusefs.hints.server import Server
 from fusefs.hints.verbs import Verbs
+from fusefs.mount.channel import receive
 from fusefs.mount.control import Control, EngineParts, Status
 from fusefs.mount.folder import HintFolder
-from fusefs.mount.kernel import find_mount, mount_rows
-from fusefs.mount.operations import Hooks, Operations
+from fusefs.mount.job import read_job_dict
+from fusefs.mount.kernel import mount_rows
+from fusefs.mount.operations import Operations
+from fusefs.mount.session import Session
+from fusefs.mount.stuck import end_stuck_requests
 from fusefs.mount.tuning import HEAD_READ_AHEAD_KB, ReadAhead, may_abort, tune
+from fusefs.mount.vitals import BEAT_S, VITALS_BYTES, Vitals, map_memory
 from fusefs.objects import ObjectMeta
 from fusefs.policy.budget import (
     WORKERS_INCLUDED,
@@ -63,6 +67,7 @@ from fusefs.policy.budget import (
 from fusefs.store.source import parse_source
 from fusefs.telemetry.counters import Counters
 from fusefs.telemetry.log import RecentWarnings, configure_log
+from fusefs.tree.journal import Journal
 from fusefs.tree.tree import Tree
 
 log = logging.getLogger("fusefs.daemon")
@@ -82,15 +87,21 @@ PUSHERS_MIN, PUSHERS_MAX = 2, 8
 least, since one may have to wait for a READ."""
 
 
+POOL_PAUSE_S = 1.0
+"""Between attempts to start workers for a mount that was taken over."""
+
+
 class Daemon:
     """The parts of one mount, put together.
 
     The mutable state of Daemon is in its parts, and the mount's device, once it is known.
     """
 
-    def __init__(self, job: dict[str, Any], config: Config, recent: RecentWarnings) -> None:
+    def __init__(
+        self, job: dict[str, Any], config: Config, recent: RecentWarnings, memory: memoryview
+    ) -> None:
         self._config = config
-        self._mountpoint = job["mountpoint"]
+        self._vitals = Vitals(memory)
         engine = config.engine
         self._source = parse_source(job["source"], self._config)
         self._counters = Counters()
@@ -138,16 +149,22 @@ class Daemon:
         )
         self._names = Names(self._pool, self._counters, self._pace.throttled)
         self._tree = Tree(
-            self._names, self._source.prefix, config.tree, self._counters, trio.current_time
+            self._names,
+            self._source.prefix,
+            config.tree,
+            self._counters,
+            trio.current_time,
+            Journal(memory[VITALS_BYTES:]),
         )
         self._status = Status(
             job,
             EngineParts(self._budget, self._pool, self._slots, self._pace, self._pagecache),
             self._counters,
             recent,
+            self._vitals,
         )
         self._folder = HintFolder(config.mount.umask)
-        self._device: str | None = None
+        self._device = ""
         self._hints = Server(self._hint_desk(), self._find_device)
         self._guide = Guide(self._pool, self._fetcher, self._arena, self._siblings, self._counters)
 
@@ -165,23 +182,35 @@ class Daemon:
         return Desk(engine, self._budget.block_size, self._status.stats)
 
     async def run(self, keeper: trio.socket.SocketType, job_fd: int) -> None:
-        """Check the source, get the mount from the keeper, serve it.
+        """Get the mount from the keeper, and serve it.
 
         Raises FusefsError if the source cannot be served; then nothing was mounted.
         """
-        await self._pool.start(self._arena.fd, job_fd)
+        begin, _ = await receive(keeper)
+        is_first = begin.get("check", False)
+        if is_first:
+            await self._pool.start(self._arena.fd, job_fd)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._pool.run, self._fetcher.on_read, self._fetcher.wake)
-            error = await self._checked()
-            if error is None:
+            nursery.start_soon(self._run_pool, None if is_first else job_fd)
+            error = await self._checked() if is_first else None
+            if error is None and begin:
                 await keeper.send(jobs.encode({"checked": True}))
-                _, fuse_fd = await _receive(keeper)
-                if fuse_fd is not None:
-                    await self._serve(fuse_fd, keeper)
+                await self._take_over(keeper)
             nursery.cancel_scope.cancel()
         self._pool.close()
         if error is not None:
             raise error
+
+    async def _run_pool(self, job_fd: int | None) -> None:
+        """Have workers, which are started here unless they were: a take-over waits for none."""
+        while job_fd is not None:
+            try:
+                await self._pool.start(self._arena.fd, job_fd)
+                break
+            except FusefsError as error:
+                log.error("no worker starts: %s; trying again", error)  # noqa: TRY400 - a sentence
+                await trio.sleep(POOL_PAUSE_S)
+        await self._pool.run(self._fetcher.on_read, self._fetcher.wake)
 
     async def _checked(self) -> FusefsError | None:
         try:
@@ -190,7 +219,31 @@ class Daemon:
             return error
         return None
 
-    async def _serve(self, fuse_fd: int, keeper: trio.socket.SocketType) -> None:
+    async def _take_over(self, keeper: trio.socket.SocketType) -> None:
+        """Be ready, wait for our turn, and serve."""
+        operations = self._operations()
+        session = Session(operations)
+        operations.on_init = session.on_init
+        told, _ = await receive(keeper)
+        if not told:
+            return
+        init_request = bytes.fromhex(told["init"])
+        reply = await session.rehearse(init_request)
+        gc.collect()
+        gc.freeze()  # what start-up made lives for ever: later collections need not look at it
+        await keeper.send(jobs.encode({"ready": reply.hex()}))
+        told, fds = await receive(keeper)
+        if not told:
+            return
+        # The daemon before us is dead: from here on all that it knew is ours.
+        self._device = told["device"]
+        self._counters.restore(self._vitals.counters())
+        self._tree.restore()
+        self._tune()
+        session.open(init_request, fds[0], told["resend"])
+        await self._serve(fds[0], keeper, (told, fds[1:]), operations)
+
+    def _operations(self) -> Operations:
         reader = Reader(
             self._arena,
             self._slots,
@@ -200,25 +253,35 @@ class Daemon:
             self._pagecache,
             self._config.engine.read_deadline_s,
         )
-        operations = Operations(
+        return Operations(
             self._tree,
             self._files,
             reader,
             self._prefetcher,
             Control(self._status, Verbs(self._tree, self._files, self._hinted), self._folder),
             self._config,
-            Hooks(self._tune, self._read_ahead.opening),
+            self._read_ahead.opening,
         )
-        pyfuse3.init(operations, f"/dev/fd/{fuse_fd}", set())
-        gc.collect()
-        gc.freeze()  # what start-up made lives for ever: later collections need not look at it
+
+    async def _serve(
+        self,
+        fuse_fd: int,
+        keeper: trio.socket.SocketType,
+        told: tuple[jobs.Message, list[int]],
+        operations: Operations,
+    ) -> None:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._fetcher.run, self._prefetcher.next_run)
                 nursery.start_soon(self._prefetcher.run, self._guide)
                 nursery.start_soon(self._hinted.run)
                 nursery.start_soon(_end_on_sigterm)
+                nursery.start_soon(self._beat)
+                self._take_socket(*told, nursery)
                 nursery.start_soon(self._watch_keeper, keeper, nursery)
+                if not told[0]["resend"]:
+                    held = partial(getattr, operations, "in_hand")
+                    nursery.start_soon(end_stuck_requests, self._device, fuse_fd, held)
                 if self._config.kernel.push:
                     threads = min(PUSHERS_MAX, max(PUSHERS_MIN, cores_available() // 4))
                     start = partial(start_pusher, fuse_fd, self._arena.fd, threads)
@@ -230,14 +293,19 @@ class Daemon:
         finally:
             pyfuse3.close(unmount=False)
 
+    async def _beat(self) -> None:
+        """Show the keeper that this loop goes round, and leave the counters to who comes next."""
+        while True:
+            self._vitals.beat()
+            self._vitals.write_counters(self._counters.snapshot())
+            await trio.sleep(BEAT_S)
+
     def _tune(self) -> None:
-        """Set the kernel's knobs; called inside the first request, so FUSE_INIT is over."""
-        row = find_mount(self._mountpoint)
-        if row is not None:
-            knobs = self._status.knobs = tune(self._config.kernel, row.device)
-            if knobs["read_ahead_kb"].set:
-                self._read_ahead.begin(row.device)
-            self._pagecache.allow(self._why_not_push(row.device))
+        """Set the kernel's knobs: FUSE_INIT is answered, and no file of ours is open."""
+        knobs = self._status.knobs = tune(self._config.kernel, self._device)
+        if knobs["read_ahead_kb"].set:
+            self._read_ahead.begin(self._device)
+        self._pagecache.allow(self._why_not_push(self._device))
 
     async def _watch_keeper(self, keeper: trio.socket.SocketType, nursery: trio.Nursery) -> None:
         """Take the hints' socket from it; and notice its end.
@@ -246,22 +314,22 @@ class Daemon:
         """
         with contextlib.suppress(ConnectionResetError):  # it died before it read our last word
             while True:
-                data, fd = await _receive(keeper)
-                if not data:
+                told, fds = await receive(keeper)
+                if not told:
                     break
-                said = jobs.decode(data)
-                if fd is None:
-                    self._folder.seal(str(said["why"]))
-                else:
-                    self._folder.seal(None)
-                    nursery.start_soon(self._hints.run, socket.socket(fileno=fd))
+                self._take_socket(told, fds, nursery)
         self._pagecache.allow("the keeper is gone")
+
+    def _take_socket(self, told: jobs.Message, fds: list[int], nursery: trio.Nursery) -> None:
+        """The hints' listening socket, or why there is none (yet: a mount begins without)."""
+        if told["listener"]:
+            self._folder.seal(None)
+            nursery.start_soon(self._hints.run, socket.socket(fileno=fds[0]))
+        elif told["why"]:
+            self._folder.seal(str(told["why"]))
 
     def _find_device(self) -> str | None:
         """The mount's device, for as long as it is mounted somewhere we can see."""
-        if self._device is None:
-            row = find_mount(self._mountpoint)
-            self._device = row.device if row is not None else None
         return self._device if any(r.device == self._device for r in mount_rows()) else None
 
     def _why_not_push(self, device: str) -> str | None:
@@ -294,32 +362,19 @@ async def _end_on_sigterm() -> None:
             pyfuse3.terminate()
 
 
-async def _receive(keeper: trio.socket.SocketType) -> tuple[bytes, int | None]:
-    """What the keeper says, nothing if it gave up, and the descriptor that comes with it."""
-    data, ancillary, _, _ = await keeper.recvmsg(65536, socket.CMSG_SPACE(4))
-    for level, kind, payload in ancillary:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            fd: int = array.array("i", payload[:4])[0]
-            os.set_inheritable(fd, False)
-            return data, fd
-    return data, None
-
-
-def main(channel_fd: int, job_fd: int) -> int:
-    """Serve one mount; exit status 0 once it was unmounted."""
+def main(channel_fd: int, job_fd: int, memory_fd: int) -> int:
+    """Serve one mount; exit status 0 once it was unmounted, or somebody else is to serve it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the keeper's to act on
     name_process("fusefs-daemon")
     channel = socket.socket(fileno=channel_fd)
-    with open(job_fd, closefd=False) as file:
-        file.seek(0)
-        job = json.load(file)
+    job = read_job_dict(job_fd)
     config = config_from_json_dict(job["config"])
     recent = configure_log(config.log.level, config.log.file, job["foreground"])
 
     async def start() -> None:
         keeper = trio.socket.from_stdlib_socket(channel)
         try:
-            await Daemon(job, config, recent).run(keeper, job_fd)
+            await Daemon(job, config, recent, map_memory(memory_fd)).run(keeper, job_fd)
         except FusefsError as error:
             status = 2 if isinstance(error, ConfigError) else 1
             await keeper.send(jobs.encode({"error": str(error), "status": status}))
@@ -333,4 +388,4 @@ def main(channel_fd: int, job_fd: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*map(int, sys.argv[1:3])))
+    sys.exit(main(*map(int, sys.argv[1:4])))

@@ -181,6 +181,14 @@ def is_connected(fuse_fd: int) -> bool:
     return not any(event & select.POLLERR for _, event in poll.poll(0))
 
 
+def requests_waiting(device: str) -> int | None:
+    """How many requests of a connection have no answer yet; None where that cannot be seen."""
+    try:
+        return int((_CONNECTIONS / device.partition(":")[2] / "waiting").read_text())
+    except (OSError, ValueError):
+        return None
+
+
 def abort_connection(device: str) -> None:
     """End a FUSE connection whatever state it is in: waiting readers get ENOTCONN. Root only."""
     minor = device.partition(":")[2]

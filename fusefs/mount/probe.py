@@ -1,7 +1,7 @@
 """The keeper's child that touches the new mount: python probe.py MOUNTPOINT [CHANNEL_FD].
 
 Asks the mount a question, and binds the hints' socket below it: if that hangs, it is the child that
-hangs. The socket is handed to the daemon on CHANNEL_FD, or the reason why there is none. Standard
+hangs. The socket is sent on CHANNEL_FD, or the reason why there is none. Standard
 library only and nothing of fusefs: it runs without the site, in some 20 ms.
 
 The socket is bound through a detached clone of the mount, so that a plain umount is not busy.
@@ -40,6 +40,15 @@ def bind_socket(mountpoint: str) -> socket.socket:
     finally:
         os.close(clone)
     return listener
+
+
+def take_socket(channel: socket.socket) -> tuple[int | None, str]:
+    """For the keeper: the listening socket that the child sent, or the reason why there is none."""
+    data, fds, _, _ = socket.recv_fds(channel, 65536, 1)
+    if not fds:
+        return None, str(json.loads(data)["why"])
+    os.set_inheritable(fds[0], False)
+    return fds[0], ""
 
 
 def main(mountpoint: str, channel_fd: int | None) -> int:

@@ -57,6 +57,11 @@ class Counters:
     list_hits: int = 0
     """Name look-ups and listings answered without a request."""
 
+    def restore(self, values: dict[str, int]) -> None:
+        """Go on from a snapshot; what it has and we do not is another version's."""
+        for name in asdict(self).keys() & values.keys():
+            setattr(self, name, values[name])
+
     def snapshot(self) -> dict[str, int]:
         """A copy, by name."""
         return asdict(self)
