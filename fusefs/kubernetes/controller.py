@@ -15,12 +15,12 @@ import grpc
 import fusefs
 from fusefs.errors import ConfigError, Unsupported
 from fusefs.kubernetes.answers import Refused
-from fusefs.kubernetes.attributes import ATTRIBUTES, FROM_KUBELET, parse_volume
+from fusefs.kubernetes.attributes import FROM_KUBELET, Rules, parse_volume
 from fusefs.kubernetes.capabilities import check_capabilities, needed
 from fusefs.kubernetes.wire import csi
 
 _ID = "ffs1"
-_SINGLE = {"source"} | set(ATTRIBUTES)
+_LET_NODES_DECIDE = Rules(allow_driver_identity=True, file_root="/")
 
 
 class Identity:
@@ -67,7 +67,7 @@ class Controller:
             if not key.startswith(FROM_KUBELET)
         }
         if parameters:  # csi-sanity gives none, and none is needed until a volume is published
-            parse_volume(parameters, has_secret=True, rules=None)
+            parse_volume(parameters, has_secret=True, rules=_LET_NODES_DECIDE)
         answer = csi("CreateVolumeResponse")()
         answer.volume.volume_id = volume_id(name)
         answer.volume.volume_context.update(parameters)

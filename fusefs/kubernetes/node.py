@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import grpc
 
@@ -220,5 +220,6 @@ def _read_publish(request: Any) -> Publish:
 
 
 def _time_left(context: grpc.ServicerContext) -> float:
-    left = context.time_remaining()
+    # None for a call without a deadline, whatever the types say.
+    left = cast("float | None", context.time_remaining())
     return PUBLISH_TIMEOUT_S if left is None else min(left, PUBLISH_TIMEOUT_S) - MARGIN_S

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 from fusefs.config import config_from_json_dict
@@ -19,7 +20,8 @@ from fusefs.kubernetes.records import Record
 from fusefs.mount import kernel
 from fusefs.mount.estate import Estate, open_estate
 from fusefs.mount.probe import bind_socket
-from fusefs.mount.tuning import tune
+from fusefs.mount.tuning import HEAD_READ_AHEAD_KB, tune
+from fusefs.mount.vitals import open_memory
 
 log = logging.getLogger("fusefs.kubernetes")
 
@@ -33,9 +35,11 @@ class Raiser:
     def mount(self, record: Record, mountpoint: str) -> Estate:
         """Mount, and keep what its daemons need. Raises InternalError."""
         Path(mountpoint).mkdir(exist_ok=True)
+        memory_fd = open_memory()
         try:
-            return open_estate(record.source, mountpoint, allow_other=True)
+            return open_estate(record.source, mountpoint, True, memory_fd)
         except FusefsError as error:
+            os.close(memory_fd)
             # A refusal by this node, not by the store: no code of the store's fits.
             raise InternalError(f"{error}: is the plugin privileged?") from error
 
@@ -45,7 +49,9 @@ class Raiser:
         Returns the estate with the socket. Raises FusefsError.
         """
         config = config_from_json_dict(record.config)
-        tune(config.kernel, estate.device)
+        # By kind of file the daemon cannot change it: /sys is not its own. Shards are most.
+        window = min(config.kernel.read_ahead_kb, HEAD_READ_AHEAD_KB)
+        tune(replace(config.kernel, read_ahead_kb=window), estate.device)
         bound: list[Estate] = []
 
         def bind_listener() -> None:

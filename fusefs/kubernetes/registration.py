@@ -13,7 +13,7 @@ from typing import Any
 
 import grpc
 
-from fusefs.kubernetes.wire import Server, handler, message
+from fusefs.kubernetes.wire import Method, Server, handler, message
 
 log = logging.getLogger("fusefs.kubernetes")
 
@@ -55,5 +55,8 @@ class Registration:
 
     def server(self, path: Path) -> Server:
         """The server on the socket that kubelet looks for."""
-        methods = {"GetInfo": self.get_info, "NotifyRegistrationStatus": self.notify}
+        methods: dict[str, Method] = {
+            "GetInfo": self.get_info,
+            "NotifyRegistrationStatus": self.notify,
+        }
         return Server(path, [handler("pluginregistration.Registration", methods)])

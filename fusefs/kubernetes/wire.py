@@ -8,7 +8,7 @@ logged by this module: some of their fields are secrets.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ def csi(name: str) -> Any:
     return message(f"csi.v1.{name}")
 
 
-def handler(service: str, methods: dict[str, Method]) -> grpc.GenericRpcHandler:
+def handler(service: str, methods: Mapping[str, Method]) -> grpc.GenericRpcHandler:
     """What a server does for `service`; a method that is not in `methods` is UNIMPLEMENTED."""
     known = _POOL.FindServiceByName(service).methods_by_name
     made = {}

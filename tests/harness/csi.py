@@ -75,7 +75,7 @@ class Client:
         try:
             self.call(method, **fields)
         except grpc.RpcError as error:
-            return error.code(), error.details()
+            return error.code(), error.details() or ""
         raise AssertionError(f"{method} succeeded")
 
     def close(self) -> None:
@@ -201,9 +201,12 @@ class Node:
 
 UNPRIVILEGED = (
     "unshare", "--pid", "--fork", "--kill-child", "--mount-proc",
-    "setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups",
-    "--inh-caps=-all", "--bounding-set=-all", "--no-new-privs", "--",
+    "setpriv", "--pdeathsig=KILL", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups",
+    "--inh-caps=-all,+dac_read_search", "--ambient-caps=+dac_read_search",
+    "--bounding-set=-all,+dac_read_search", "--no-new-privs", "--",
 )  # fmt: skip
+"""As in its container, but for one thing: it may read, since the interpreter and this repository
+may lie in root's own folders."""
 
 
 def _cli(command: str) -> list[str]:
