@@ -18,6 +18,7 @@ import fusefs
 from fusefs.cli.arguments import add_settings, add_source, config_of, said, settings_help
 from fusefs.cli.fluid import add_fluid
 from fusefs.cli.health import add_health
+from fusefs.cli.kubernetes import add_kubernetes
 from fusefs.cli.preflight import (
     check_apart,
     check_fuse,
@@ -133,6 +134,7 @@ def _fusefs_parser() -> argparse.ArgumentParser:
     add_health(commands)
     add_transfers(commands)
     add_fluid(commands, _mount)
+    add_kubernetes(commands)
     return parser
 
 

@@ -158,7 +158,7 @@ class Daemon:
         )
         self._requests = Requests(self._counters, engine.read_deadline_s)
         self._folder = HintFolder(config.mount.umask)
-        self._device = ""
+        self._device, self._is_visible = "", True
         self._hints = Server(self._hint_desk(), self._find_device)
         self._guide = Guide(self._pool, self._fetcher, self._arena, self._siblings, self._counters)
 
@@ -231,6 +231,7 @@ class Daemon:
             return
         # The daemon before us is dead: from here on all that it knew is ours.
         self._device = told["device"]
+        self._is_visible = told["visible"]
         self._counters.restore(self._vitals.counters())
         self._tree.restore()
         self._tune()
@@ -326,6 +327,8 @@ class Daemon:
 
     def _find_device(self) -> str | None:
         """The mount's device, for as long as it is mounted somewhere we can see."""
+        if not self._is_visible:  # another container's: we end with its connection
+            return self._device
         return self._device if any(r.device == self._device for r in mount_rows()) else None
 
     def _why_not_push(self, device: str) -> str | None:
@@ -377,7 +380,8 @@ def main(channel_fd: int, job_fd: int, memory_fd: int) -> int:
             await daemon.run(keeper, job_fd)
         except FusefsError as error:
             status = 2 if isinstance(error, ConfigError) else 1
-            await keeper.send(jobs.encode({"error": str(error), "status": status}))
+            said = {"error": str(error), "status": status, "class": type(error).__name__}
+            await keeper.send(jobs.encode(said))
 
     try:
         trio.run(start)

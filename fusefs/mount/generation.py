@@ -23,11 +23,15 @@ _MESSAGE_BYTES_MAX = 65536
 
 
 class DaemonRefused(FusefsError):
-    """The daemon said why it cannot serve; `status` is the exit status that goes with it."""
+    """The daemon said why it cannot serve.
 
-    def __init__(self, message: str, status: int) -> None:
+    `status` is the exit status that goes with it, `kind` the class of the error it met.
+    """
+
+    def __init__(self, message: str, status: int, kind: str) -> None:
         super().__init__(message)
         self.status = status
+        self.kind = kind
 
 
 class Generation:
@@ -59,7 +63,7 @@ class Generation:
             raise FusefsError("the daemon ended unexpectedly; see the log")
         message = json.loads(data)
         if "error" in message:
-            raise DaemonRefused(message["error"], message["status"])
+            raise DaemonRefused(message["error"], message["status"], message["class"])
         if word not in message:
             raise FusefsError(f"the daemon said something unforeseen instead of {word!r}")
         return message[word]

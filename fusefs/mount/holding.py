@@ -25,6 +25,37 @@ NO_SOCKET_WITHOUT_ROOT = (
 )
 
 
+class Giver:
+    """Whoever gave us a mount that it made, and may give its hints' socket later.
+
+    The mutable state of Giver is whether it is still there.
+    """
+
+    def __init__(self, channel: socket.socket) -> None:
+        self._channel: socket.socket | None = channel
+
+    @property
+    def sources(self) -> list[socket.socket]:
+        """What to wait for."""
+        return [self._channel] if self._channel is not None else []
+
+    def receive(self) -> Estate:
+        """The mount. Raises FusefsError."""
+        assert self._channel is not None
+        return Estate.receive(self._channel)
+
+    def take(self, ready: set[int]) -> Estate | None:
+        """The mount again, with its socket, if that is what can be read."""
+        if self._channel is None or self._channel.fileno() not in ready:
+            return None
+        try:
+            return self.receive()
+        except (FusefsError, OSError):  # it ended, or speaks of what we do not know: no more of it
+            self._channel.close()
+            self._channel = None
+            return None
+
+
 class Holding:
     """One mount, from before it is made until nothing of it is left.
 
@@ -74,6 +105,14 @@ class Holding:
         if self._estate is not None and self._estate.listener_fd is not None:
             os.close(self._estate.listener_fd)
             self._estate = self._estate.with_listener(None, why)
+
+    def add_listener(self, given: Estate) -> tuple[int | None, str]:
+        """Take the hints' socket out of a newer copy of this mount; returns it, and why not."""
+        os.close(given.fuse_fd)
+        os.close(given.memory_fd)
+        self.close_listener("there is another one")
+        self._estate = self.estate.with_listener(given.listener_fd, given.no_listener)
+        return given.listener_fd, given.no_listener
 
     def unmount(self) -> None:
         """Take it from its place, if it is there: at once, or from those who use it as they end."""

@@ -36,7 +36,7 @@ from fusefs.errors import FusefsError
 from fusefs.mount import kernel, renewal
 from fusefs.mount.estate import ESTATE_VERSION, Estate
 from fusefs.mount.generation import DaemonRefused, Generation, start_generation
-from fusefs.mount.holding import Holding
+from fusefs.mount.holding import Giver, Holding
 from fusefs.mount.job import Job, read_job, read_job_dict
 from fusefs.mount.signals import Signals, Stopped
 from fusefs.mount.vitals import Vitals, map_memory, open_memory
@@ -69,7 +69,14 @@ class Keeper:
     the one before is dead.
     """
 
-    def __init__(self, job: Job, signals: Signals, memory_fd: int, estate: Estate | None) -> None:
+    def __init__(
+        self,
+        job: Job,
+        signals: Signals,
+        memory_fd: int,
+        estate: Estate | None,
+        giver: Giver | None = None,
+    ) -> None:
         self._job = job
         self._signals = signals
         self._memory_fd = memory_fd
@@ -77,6 +84,7 @@ class Keeper:
         self._restarts = Restarts(time.monotonic())
         self._heartbeat = Heartbeat()
         self._mount = Holding(job, estate)
+        self._giver = giver
         self._generation: Generation | None = None
 
     def start(self) -> None:
@@ -120,12 +128,23 @@ class Keeper:
                     return 1
                 if self._signals.take_upgrade():
                     self._upgrade()
-                self._signals.wait([table], time.monotonic() + LOOK_S)
+                given = self._giver.sources if self._giver else []
+                sources: list[socket.socket | int] = [table, *given]
+                self._take_socket(self._signals.wait(sources, time.monotonic() + LOOK_S))
                 self._mount.let_go_if_unmounted()
             self.stop()
             return 0
         finally:
             os.close(table)
+
+    def _take_socket(self, ready: set[int]) -> None:
+        """Whoever gave us the mount has bound the hints' socket in it since."""
+        given = self._giver.take(ready) if self._giver else None
+        if given is not None and self._generation is not None:
+            listener, why = self._mount.add_listener(given)
+            message = {"listener": listener is not None, "why": why}
+            with contextlib.suppress(FusefsError):  # the next daemon gets it with the rest
+                self._generation.tell(message, [] if listener is None else [listener])
 
     def stop(self) -> None:
         """Unmount, let the daemon end, and abort what does not end by itself. Idempotent."""
@@ -205,6 +224,7 @@ class Keeper:
             "serve": True,
             "device": estate.device,
             "resend": estate.can_resend,
+            "visible": self._job.owns,
             "listener": estate.listener_fd is not None,
             "why": estate.no_listener,
         }
@@ -301,13 +321,13 @@ def main(arguments: list[str]) -> int:
     adopts = arguments[0] == "--adopt"
     *estate_fd, job_fd, report_fd = (int(argument) for argument in arguments[adopts:])
     _configure_log(job_fd)
-    estate = None
+    estate, giver = None, None
     try:
         if adopts:
-            with socket.socket(fileno=estate_fd[0]) as channel:
-                estate = Estate.receive(channel)
+            giver = Giver(socket.socket(fileno=estate_fd[0]))
+            estate = giver.receive()
         memory_fd = estate.memory_fd if estate else open_memory()
-        keeper = Keeper(read_job(job_fd, not adopts), signals, memory_fd, estate)
+        keeper = Keeper(read_job(job_fd, not adopts), signals, memory_fd, estate, giver)
         report = _start(keeper)
     except FusefsError as error:
         report = {"ok": False, "status": 1, "message": str(error)}
@@ -322,8 +342,10 @@ def _start(keeper: Keeper) -> dict[str, Any]:
         keeper.start()
     except FusefsError as error:
         keeper.stop()
-        status = error.status if isinstance(error, DaemonRefused) else 1
-        return {"ok": False, "status": status, "message": str(error)}
+        report = {"ok": False, "status": 1, "message": str(error)}
+        if isinstance(error, DaemonRefused):
+            report |= {"status": error.status, "class": error.kind}
+        return report
     except Stopped:
         keeper.stop()
         return {"ok": False, "status": 1, "message": "stopped before it was mounted"}
