@@ -34,7 +34,13 @@ from fusefs.engine.machine import name_process
 from fusefs.errors import FusefsError
 from fusefs.mount import kernel, renewal
 from fusefs.mount.estate import ESTATE_VERSION, Estate
-from fusefs.mount.generation import DaemonRefused, Generation, start_generation
+from fusefs.mount.generation import (
+    DaemonRefused,
+    Generation,
+    become_reaper,
+    reap_orphans,
+    start_generation,
+)
 from fusefs.mount.holding import Holding
 from fusefs.mount.job import Job, read_job, read_job_dict
 from fusefs.mount.signals import Signals, Stopped
@@ -120,6 +126,7 @@ class Keeper:
                 if self._signals.take_upgrade():
                     self._upgrade()
                 self._signals.wait([table], time.monotonic() + LOOK_S)
+                reap_orphans(self._generation.pid if self._generation else 0)
                 self._mount.let_go_if_unmounted()
             self.stop()
             return 0
@@ -145,10 +152,13 @@ class Keeper:
 
     # -- daemons ----------------------------------------------------------------------------------
 
-    def _bring_up(self, check: bool, predecessor: Generation | None = None) -> None:
+    def _bring_up(
+        self, check: bool, predecessor: Generation | None = None, after: str | None = None
+    ) -> None:
         """Have a new daemon serve. Raises FusefsError or Stopped, with that one ended.
 
-        It is ready, as far as one can be, before `predecessor` is ended.
+        It is ready, as far as one can be, before `predecessor` is ended. `after` is what became of
+        a daemon that did not end as it should.
         """
         generation = start_generation(self._job.fd, self._memory_fd)
         if self._generation is None:
@@ -162,7 +172,7 @@ class Keeper:
             self._agree(self._expect(generation, "ready"))
             if predecessor is not None:
                 self._drain(predecessor)
-            self._hand_over(generation)
+            self._hand_over(generation, after)
             self._expect(generation, "serving")
         except (FusefsError, Stopped):
             generation.kill()
@@ -197,11 +207,12 @@ class Keeper:
         if not predecessor.has_ended:
             raise FusefsError("the daemon that serves cannot be ended: it waits in the kernel")
 
-    def _hand_over(self, generation: Generation) -> None:
+    def _hand_over(self, generation: Generation, after: str | None) -> None:
         estate = self._mount.estate
         message = {
             "serve": True,
             "device": estate.device,
+            "after": after,
             "resend": estate.can_resend,
             "listener": estate.listener_fd is not None,
             "why": estate.no_listener,
@@ -236,7 +247,7 @@ class Keeper:
                 return False
             try:
                 self._pause(self._restarts.pause_s())
-                self._bring_up(check=False)
+                self._bring_up(check=False, after=how)
             except Stopped:
                 return True
             except FusefsError as error:
@@ -291,6 +302,7 @@ def main(arguments: list[str]) -> int:
         sys.stdout.write(json.dumps({"estate": ESTATE_VERSION, "version": fusefs.__version__}))
         return 0
     name_process("fusefs-keeper")
+    become_reaper()
     signals = Signals()
     signals.watch()
     if arguments[0] == renewal.FLAG:
