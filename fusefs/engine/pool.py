@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import socket
 import struct
 import sys
@@ -61,13 +62,37 @@ class _Worker:
 
 
 @dataclass(frozen=True, slots=True)
-class _Spawner:
-    """The process that forks workers, and what it takes to start it again."""
+class Started:
+    """A spawner that was started, whoever did: its pid, and our end of its control socket."""
 
-    process: trio.Process
+    pid: int
+    control: socket.socket
+
+
+@dataclass(frozen=True, slots=True)
+class _Spawner:
+    """The process that forks workers, and what it takes to start it again.
+
+    `pidfd` tells when it ends; `process` is there if we started it, and is to be reaped by us.
+    """
+
+    pid: int
+    pidfd: int
     control: trio.socket.SocketType
     arena_fd: int
     job_fd: int
+    process: trio.Process | None
+
+    async def wait(self) -> None:
+        """Return once it has ended."""
+        await trio.lowlevel.wait_readable(self.pidfd)
+        if self.process is not None:
+            await self.process.wait()
+
+    def close(self) -> None:
+        """It has ended, and is forgotten."""
+        self.control.close()
+        os.close(self.pidfd)
 
 
 class Pool:
@@ -106,16 +131,29 @@ class Pool:
     @property
     def spawner_pid(self) -> int:
         """Process id of the spawner, 0 before `start`."""
-        return self._spawner.process.pid if self._spawner else 0
+        return self._spawner.pid if self._spawner else 0
 
-    async def start(self, arena_fd: int, job_fd: int) -> None:
-        """Start the spawner and all workers.
+    async def start(self, arena_fd: int, job_fd: int, started: Started | None = None) -> None:
+        """Start all workers, from a spawner that somebody started for us or from one of our own.
 
         Raises what the store's adapter says of its settings.
         """
-        self._spawner = await _start_spawner(arena_fd, job_fd)
+        self._spawner = await _start_spawner(arena_fd, job_fd, started)
         for _ in range(self._wanted):
             self._workers.append(await self._spawn())
+
+    async def start_anyhow(self, arena_fd: int, job_fd: int, started: Started) -> None:
+        """Like `start`, for as long as it takes: readers wait already, whatever is wrong."""
+        source: Started | None = started
+        while True:
+            try:
+                await self.start(arena_fd, job_fd, source)
+            except FusefsError as error:
+                log.error("no worker starts: %s; trying again", error)  # noqa: TRY400 - a sentence
+                source = None
+                await trio.sleep(RESPAWN_PAUSE_S)
+            else:
+                return
 
     async def run(self, on_read: ReadHandler, on_idle: Callable[[], None]) -> None:
         """Deliver answers for ever.
@@ -192,17 +230,17 @@ class Pool:
         while True:
             spawner = self._spawner
             assert spawner is not None
-            await spawner.process.wait()
+            await spawner.wait()
             async with self._fork_lock:
                 if self._spawner is spawner:
                     await self._restart_spawner(spawner)
 
     async def _restart_spawner(self, dead: _Spawner) -> None:
         log.warning("the worker spawner died; starting it again")
-        await dead.process.wait()
+        await dead.wait()
         try:
             self._spawner = await _start_spawner(dead.arena_fd, dead.job_fd)
-            dead.control.close()
+            dead.close()
         except FusefsError as error:
             log.error("the worker spawner does not start: %s", error)  # noqa: TRY400 - a sentence
             await trio.sleep(RESPAWN_PAUSE_S)
@@ -278,19 +316,27 @@ class Pool:
         return last
 
 
-async def _start_spawner(arena_fd: int, job_fd: int) -> _Spawner:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    fds = (theirs.fileno(), arena_fd, job_fd)
-    with theirs:
-        process = await trio.lowlevel.open_process(
-            [sys.executable, "-m", "fusefs.engine.spawner", *map(str, fds)], pass_fds=fds
-        )
-    control = trio.socket.from_stdlib_socket(ours)
+async def _start_spawner(arena_fd: int, job_fd: int, started: Started | None = None) -> _Spawner:
+    process = None
+    if started is None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        fds = (theirs.fileno(), job_fd)
+        with theirs:
+            process = await trio.lowlevel.open_process(
+                [sys.executable, "-m", "fusefs.engine.spawner", *map(str, fds)], pass_fds=fds
+            )
+        started = Started(process.pid, ours)
+    control = trio.socket.from_stdlib_socket(started.control)
+    try:
+        pidfd = os.pidfd_open(started.pid)
+    except ProcessLookupError as error:
+        raise InternalError("the worker spawner did not start; see the log") from error
+    spawner = _Spawner(started.pid, pidfd, control, arena_fd, job_fd, process)
     hello = await _ask(control)
     if hello is not None and "error" not in hello:
-        return _Spawner(process, control, arena_fd, job_fd)
-    control.close()
-    await process.wait()
+        return spawner
+    await spawner.wait()
+    spawner.close()
     if hello is None:
         raise InternalError("the worker spawner did not start; see the log")
     raise from_wire(hello["error"])
@@ -301,7 +347,8 @@ async def _fork_worker(spawner: _Spawner, threads: int) -> _Worker | None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         request = jobs.encode({"threads": threads})
-        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", theirs.fileno()))]
+        fds = struct.pack("ii", theirs.fileno(), spawner.arena_fd)
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)]
         try:
             await spawner.control.sendmsg([request], ancillary)
         except (BrokenPipeError, ConnectionResetError):

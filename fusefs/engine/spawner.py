@@ -1,6 +1,6 @@
 """The process that workers are forked from.
 
-Run as `python -m fusefs.engine.spawner CONTROL_FD ARENA_FD JOB_FD`.
+Run as `python -m fusefs.engine.spawner CONTROL_FD JOB_FD`.
 
 It imports the store's SDK once, so that all workers share those pages copy-on-write (an SDK costs
 30-40 MB otherwise, per worker), then waits. It has one thread and no connection, so forking is safe
@@ -30,7 +30,7 @@ from fusefs.store.source import open_store, parse_source, preload
 from fusefs.telemetry.log import configure_log
 
 
-def main(control_fd: int, arena_fd: int, job_fd: int) -> int:
+def main(control_fd: int, job_fd: int) -> int:
     """Serve fork requests until the daemon closes the control socket."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the keeper's to act on
     name_process("fusefs-spawner")
@@ -55,16 +55,16 @@ def main(control_fd: int, arena_fd: int, job_fd: int) -> int:
     gc.collect()
     gc.freeze()  # later collections in the children leave these pages alone, and shared
     control.send(jobs.encode({"ready": True}))
-    return _serve(control, arena_fd, source, config)
+    return _serve(control, source, config)
 
 
-def _serve(control: socket.socket, arena_fd: int, source: Source, config: Config) -> int:
+def _serve(control: socket.socket, source: Source, config: Config) -> int:
     while True:
-        data, fds, _, _ = socket.recv_fds(control, jobs.MESSAGE_BYTES_MAX, 1)
+        data, fds, _, _ = socket.recv_fds(control, jobs.MESSAGE_BYTES_MAX, 2)
         if not data:
             return 0
         threads = jobs.decode(data)["threads"]
-        channel = socket.socket(fileno=fds[0])
+        channel, arena_fd = socket.socket(fileno=fds[0]), fds[1]
         pid = os.fork()
         if pid == 0:
             control.close()
@@ -72,6 +72,7 @@ def _serve(control: socket.socket, arena_fd: int, source: Source, config: Config
             name_process("fusefs-fetch")
             _work(channel, arena_fd, threads, source, config)
         channel.close()
+        os.close(arena_fd)
         control.send(jobs.encode({"pid": pid}))
 
 
@@ -93,4 +94,4 @@ def _work(
 
 
 if __name__ == "__main__":
-    sys.exit(main(*map(int, sys.argv[1:4])))
+    sys.exit(main(*map(int, sys.argv[1:3])))

@@ -1,4 +1,6 @@
-"""The process that serves one mount: `python -m fusefs.mount.daemon CHANNEL_FD JOB_FD MEMORY_FD`.
+"""The process that serves one mount.
+
+    python -m fusefs.mount.daemon CHANNEL_FD JOB_FD MEMORY_FD SPAWNER_FD
 
 Composition root: builds the parts, gives each its task, handles signals. It is told what to do by
 the keeper: `begin` (the first daemon of a mount checks the source; a later one needs no store to
@@ -15,7 +17,7 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -39,7 +41,7 @@ from fusefs.engine.machine import (
 )
 from fusefs.engine.pace import Pace
 from fusefs.engine.pagecache import PageCache, start_pusher
-from fusefs.engine.pool import Pool
+from fusefs.engine.pool import Pool, Started
 from fusefs.engine.prefetcher import Prefetcher
 from fusefs.engine.privileges import SERVER, settle
 from fusefs.engine.reader import Reader
@@ -82,9 +84,6 @@ WAITS_FRACTION = 8
 PUSHERS_MIN, PUSHERS_MAX = 2, 8
 """Threads that push, one for four cores: one writes 3 GB/s, as much as four workers fetch. Two at
 least, since one may have to wait for a READ."""
-
-POOL_PAUSE_S = 1.0
-"""Between attempts to start workers for a mount that was taken over."""
 
 
 class Daemon:
@@ -175,36 +174,36 @@ class Daemon:
         )
         return Desk(engine, self._budget.block_size, self._status.stats)
 
-    async def run(self, keeper: trio.socket.SocketType, job_fd: int) -> None:
-        """Get the mount from the keeper, and serve it.
+    async def run(
+        self, keeper: trio.socket.SocketType, job_fd: int, control: socket.socket
+    ) -> None:
+        """Get the mount from the keeper, and serve it. `control` is our end of the spawner's.
 
         Raises FusefsError if the source cannot be served; then nothing was mounted.
         """
+        told, _ = await receive(keeper)
         begin, _ = await receive(keeper)
-        is_first = begin.get("check", False)
+        if not begin:
+            return
+        is_first = begin["check"]
+        started = Started(told["spawner"], control)
         if is_first:
-            await self._pool.start(self._arena.fd, job_fd)
+            await self._pool.start(self._arena.fd, job_fd, started)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._run_pool, None if is_first else job_fd)
+            run_pool = partial(self._pool.run, self._fetcher.on_read, self._fetcher.wake)
+            if is_first:
+                nursery.start_soon(run_pool)
+            else:
+                start = partial(self._pool.start_anyhow, self._arena.fd, job_fd, started)
+                nursery.start_soon(_one_after_the_other, start, run_pool)
             error = await self._checked() if is_first else None
-            if error is None and begin:
+            if error is None:
                 await keeper.send(jobs.encode({"checked": True}))
                 await self._take_over(keeper)
             nursery.cancel_scope.cancel()
         self._pool.close()
         if error is not None:
             raise error
-
-    async def _run_pool(self, job_fd: int | None) -> None:
-        """Have workers, which are started here unless they were: a take-over waits for none."""
-        while job_fd is not None:
-            try:
-                await self._pool.start(self._arena.fd, job_fd)
-                break
-            except FusefsError as error:
-                log.error("no worker starts: %s; trying again", error)  # noqa: TRY400 - a sentence
-                await trio.sleep(POOL_PAUSE_S)
-        await self._pool.run(self._fetcher.on_read, self._fetcher.wake)
 
     async def _checked(self) -> FusefsError | None:
         try:
@@ -235,6 +234,8 @@ class Daemon:
         self._counters.restore(self._vitals.counters())
         self._tree.restore()
         self._tune()
+        if told["after"] is not None:
+            log.warning("the daemon before this one %s; this one took over", told["after"])
         session.open(init_request, fds[0], told["resend"])
         await self._serve(fds[0], keeper, (told, fds[1:]), operations)
 
@@ -355,17 +356,22 @@ class Daemon:
         return [entry.meta for entry in entries if entry.meta is not None]
 
 
+async def _one_after_the_other(*tasks: Callable[[], Awaitable[None]]) -> None:
+    for task in tasks:
+        await task()
+
+
 async def _end_on_sigterm() -> None:
     with trio.open_signal_receiver(signal.SIGTERM) as signals:
         async for _ in signals:
             pyfuse3.terminate()
 
 
-def main(channel_fd: int, job_fd: int, memory_fd: int) -> int:
+def main(channel_fd: int, job_fd: int, memory_fd: int, spawner_fd: int) -> int:
     """Serve one mount; exit status 0 once it was unmounted, or somebody else is to serve it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the keeper's to act on
     name_process("fusefs-daemon")
-    channel = socket.socket(fileno=channel_fd)
+    channel, control = socket.socket(fileno=channel_fd), socket.socket(fileno=spawner_fd)
     job = read_job_dict(job_fd)
     config = config_from_json_dict(job["config"])
 
@@ -377,7 +383,7 @@ def main(channel_fd: int, job_fd: int, memory_fd: int) -> int:
             daemon = Daemon(job, config, recent, map_memory(memory_fd))
             for refused in settle(SERVER):
                 log.info("not confined as it should be: %s", refused)
-            await daemon.run(keeper, job_fd)
+            await daemon.run(keeper, job_fd, control)
         except FusefsError as error:
             status = 2 if isinstance(error, ConfigError) else 1
             said = {"error": str(error), "status": status, "class": type(error).__name__}
@@ -392,4 +398,4 @@ def main(channel_fd: int, job_fd: int, memory_fd: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*map(int, sys.argv[1:4])))
+    sys.exit(main(*map(int, sys.argv[1:5])))

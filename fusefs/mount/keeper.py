@@ -35,7 +35,13 @@ from fusefs.engine.privileges import KEEPER, settle
 from fusefs.errors import FusefsError
 from fusefs.mount import kernel, renewal
 from fusefs.mount.estate import ESTATE_VERSION, Estate
-from fusefs.mount.generation import DaemonRefused, Generation, start_generation
+from fusefs.mount.generation import (
+    DaemonRefused,
+    Generation,
+    become_reaper,
+    reap_orphans,
+    start_generation,
+)
 from fusefs.mount.holding import Giver, Holding
 from fusefs.mount.job import Job, read_job, read_job_dict
 from fusefs.mount.signals import Signals, Stopped
@@ -131,6 +137,7 @@ class Keeper:
                 given = self._giver.sources if self._giver else []
                 sources: list[socket.socket | int] = [table, *given]
                 self._take_socket(self._signals.wait(sources, time.monotonic() + LOOK_S))
+                reap_orphans(self._generation.pid if self._generation else 0)
                 self._mount.let_go_if_unmounted()
             self.stop()
             return 0
@@ -166,10 +173,13 @@ class Keeper:
 
     # -- daemons ----------------------------------------------------------------------------------
 
-    def _bring_up(self, check: bool, predecessor: Generation | None = None) -> None:
+    def _bring_up(
+        self, check: bool, predecessor: Generation | None = None, after: str | None = None
+    ) -> None:
         """Have a new daemon serve. Raises FusefsError or Stopped, with that one ended.
 
-        It is ready, as far as one can be, before `predecessor` is ended.
+        It is ready, as far as one can be, before `predecessor` is ended. `after` is what became of
+        a daemon that did not end as it should.
         """
         generation = start_generation(self._job.fd, self._memory_fd)
         if self._generation is None:
@@ -183,7 +193,7 @@ class Keeper:
             self._agree(self._expect(generation, "ready"))
             if predecessor is not None:
                 self._drain(predecessor)
-            self._hand_over(generation)
+            self._hand_over(generation, after)
             self._expect(generation, "serving")
         except (FusefsError, Stopped):
             generation.kill()
@@ -218,11 +228,12 @@ class Keeper:
         if not predecessor.has_ended:
             raise FusefsError("the daemon that serves cannot be ended: it waits in the kernel")
 
-    def _hand_over(self, generation: Generation) -> None:
+    def _hand_over(self, generation: Generation, after: str | None) -> None:
         estate = self._mount.estate
         message = {
             "serve": True,
             "device": estate.device,
+            "after": after,
             "resend": estate.can_resend,
             "visible": self._job.owns,
             "listener": estate.listener_fd is not None,
@@ -258,7 +269,7 @@ class Keeper:
                 return False
             try:
                 self._pause(self._restarts.pause_s())
-                self._bring_up(check=False)
+                self._bring_up(check=False, after=how)
             except Stopped:
                 return True
             except FusefsError as error:
@@ -314,6 +325,7 @@ def main(arguments: list[str]) -> int:
         return 0
     name_process("fusefs-keeper")
     settle(KEEPER)
+    become_reaper()
     signals = Signals()
     signals.watch()
     if arguments[0] == renewal.FLAG:
