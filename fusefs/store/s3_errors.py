@@ -43,8 +43,8 @@ SDK_ERRORS = (
     RecursionError,
 )
 """Everything a client of botocore lets through. RecursionError: it follows a redirection to another
-region by asking there, and may be redirected again, for ever. OSError is socket and ssl; ValueError is a header
-that is no number, a key that is not UTF-8, or a date that is none."""
+region by asking there, and may be redirected again, for ever. OSError is socket and ssl; ValueError
+is a header that is no number, a key that is not UTF-8, or a date that is none."""
 
 _THROTTLED = frozenset(
     {"SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequests"}
