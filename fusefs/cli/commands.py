@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 import fusefs
 from fusefs.cli.arguments import add_settings, add_source, config_of, said, settings_help
+from fusefs.cli.doctor import add_doctor
 from fusefs.cli.preflight import check_apart, check_fuse, check_mountpoint, resolve_mountpoint
 from fusefs.cli.report import printable, status_lines
 from fusefs.cli.start import StartFailed, mount_in_background, mount_in_front
@@ -115,6 +116,7 @@ def _fusefs_parser() -> argparse.ArgumentParser:
     status.add_argument("--json", action="store_true", help="for scripts: an object, or a list")
     status.set_defaults(command=_status)
 
+    add_doctor(commands)
     add_transfers(commands)
     return parser
 
