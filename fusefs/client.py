@@ -63,7 +63,14 @@ def ask_mounts(mountpoints: Sequence[str], timeout_s: float = ANSWER_TIMEOUT_S) 
     return [_collect(child, until) for child in children]
 
 
-def _start_child(mountpoint: str) -> subprocess.Popen[bytes]:
+def _start_child(mountpoint: str) -> subprocess.Popen[bytes] | OSError:
+    try:
+        return _popen(mountpoint)
+    except OSError as error:  # a limit of processes or of open files: that too is an answer
+        return error
+
+
+def _popen(mountpoint: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", _CHILD, mountpoint, STATS_NAME],
         stdin=subprocess.DEVNULL,
@@ -73,7 +80,9 @@ def _start_child(mountpoint: str) -> subprocess.Popen[bytes]:
     )
 
 
-def _collect(child: subprocess.Popen[bytes], until: float) -> Answer:
+def _collect(child: subprocess.Popen[bytes] | OSError, until: float) -> Answer:
+    if isinstance(child, OSError):
+        return Answer(None, f"cannot be asked: no process can be started ({child.strerror})")
     try:
         data, _ = child.communicate(timeout=max(0.0, until - time.monotonic()))
     except subprocess.TimeoutExpired:

@@ -17,7 +17,13 @@ from typing import Any, NoReturn
 import fusefs
 from fusefs.cli.arguments import add_settings, add_source, config_of, said, settings_help
 from fusefs.cli.doctor import add_doctor
-from fusefs.cli.preflight import check_apart, check_fuse, check_mountpoint, resolve_mountpoint
+from fusefs.cli.preflight import (
+    check_apart,
+    check_fuse,
+    check_log,
+    check_mountpoint,
+    resolve_mountpoint,
+)
 from fusefs.cli.report import printable, status_lines
 from fusefs.cli.start import StartFailed, mount_in_background, mount_in_front
 from fusefs.cli.terminal import complain, say
@@ -141,6 +147,7 @@ def _checked_job(arguments: argparse.Namespace) -> dict[str, Any]:
     mountpoint = resolve_mountpoint(arguments.mountpoint)
     check_mountpoint(mountpoint)
     check_apart(source, mountpoint)
+    check_log(config.log.file)
     check_fuse(os.geteuid() == 0)
     return {
         "source": source.text,

@@ -6,6 +6,7 @@ Reads /proc and /sys, decides nothing.
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,9 @@ CORES_FULL = 0.95
 
 CORES_OURS = 0.5
 """The reader takes a quarter of what a load costs, a store on the same machine another one."""
+
+DESCRIPTORS_WANTED = 65536
+"""More than a thousand connections, the most there may be, in one worker."""
 
 
 def name_process(name: str) -> None:
@@ -85,6 +89,16 @@ def memory_levels(pid: int, root: Path = Path("/")) -> list[MemoryLevel]:
 def cores_available() -> int:
     """Cores this process may run on."""
     return len(os.sched_getaffinity(0))
+
+
+def raise_descriptor_limit() -> int:
+    """Open files each of our processes may have, from now on: as many as root allows us."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS_WANTED if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS_WANTED)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        return wanted
+    return DESCRIPTORS_WANTED if soft == resource.RLIM_INFINITY else soft
 
 
 class Cores:

@@ -59,7 +59,12 @@ def _serve(control: socket.socket, arena_fd: int, source: Source, config: Config
             return 0
         threads = jobs.decode(data)["threads"]
         channel = socket.socket(fileno=fds[0])
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:  # no process or no memory is left for us
+            channel.close()
+            control.send(jobs.encode({"error": error.strerror}))
+            continue
         if pid == 0:
             control.close()
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)

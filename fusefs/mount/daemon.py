@@ -37,6 +37,7 @@ from fusefs.engine.machine import (
     memory_available,
     name_process,
     page_cache_room,
+    raise_descriptor_limit,
 )
 from fusefs.engine.pace import Pace
 from fusefs.engine.pagecache import PageCache, start_pusher
@@ -60,6 +61,7 @@ from fusefs.policy.budget import (
     WORKERS_INCLUDED,
     arena_budget,
     memory_limit,
+    within_descriptors,
 )
 from fusefs.store.source import parse_source
 from fusefs.telemetry.counters import Counters
@@ -97,9 +99,10 @@ class Daemon:
         self._counters = Counters()
         workers = engine.workers or min(cores_available(), WORKERS_INCLUDED)
         limit = memory_limit(engine.memory, memory_available())
-        self._budget = arena_budget(
+        budget = arena_budget(
             limit, workers, engine.block_size, engine.range_size, engine.connections
         )
+        self._budget = within_descriptors(budget, workers, raise_descriptor_limit())
         self._arena = Arena(self._budget)
         self._read_ahead = ReadAhead(config.kernel)
         threads = -(-self._budget.connections_max // workers)

@@ -36,6 +36,8 @@ GRACE_S = 10.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 _STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 
+_OF = "processes (ulimit -u, pids.max) or of open files (ulimit -n)"
+
 NO_SOCKET_WITHOUT_ROOT = (
     "a socket is bound before the mount becomes read-only, which only root can make it afterwards"
 )
@@ -240,6 +242,11 @@ def main(job_fd: int, report_fd: int) -> int:
         status = error.status if isinstance(error, DaemonRefused) else 1
         _report(report_fd, {"ok": False, "status": status, "message": str(error)})
         return status
+    except OSError as error:  # a limit of processes or of open files
+        keeper.stop()
+        message = f"cannot start the mount's processes: {error.strerror}; raise the limit of {_OF}"
+        _report(report_fd, {"ok": False, "status": 1, "message": message})
+        return 1
     except Stopped:
         keeper.stop()
         _report(report_fd, {"ok": False, "status": 1, "message": "stopped before it was mounted"})
