@@ -16,12 +16,14 @@ from typing import Any, NoReturn
 
 import fusefs
 from fusefs.cli.arguments import add_settings, add_source, config_of, said, settings_help
+from fusefs.cli.doctor import add_doctor
 from fusefs.cli.fluid import add_fluid
 from fusefs.cli.health import add_health
 from fusefs.cli.kubernetes import add_kubernetes
 from fusefs.cli.preflight import (
     check_apart,
     check_fuse,
+    check_log,
     check_mountpoint,
     prepare_mountpoint,
     resolve_mountpoint,
@@ -139,6 +141,7 @@ def _fusefs_parser() -> argparse.ArgumentParser:
     status.set_defaults(command=_status)
 
     add_health(commands)
+    add_doctor(commands)
     add_transfers(commands)
     add_fluid(commands, _mount)
     add_kubernetes(commands)
@@ -169,6 +172,7 @@ def _checked_job(arguments: argparse.Namespace) -> dict[str, Any]:
         prepare_mountpoint(mountpoint)
     check_mountpoint(mountpoint)
     check_apart(source, mountpoint)
+    check_log(config.log.file)
     check_fuse(os.geteuid() == 0)
     return {
         "source": source.text,

@@ -10,9 +10,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import socket
 import struct
-import sys
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,6 +21,7 @@ from typing import Any
 import trio
 
 from fusefs.engine import jobs
+from fusefs.engine.beginnings import CannotStart, channel_pair, start_module
 from fusefs.errors import FusefsError, InternalError, StoreUnavailable, from_wire
 from fusefs.telemetry.counters import Counters
 
@@ -31,6 +32,12 @@ CALL_ATTEMPTS_MAX = 3
 
 RESPAWN_PAUSE_S = 0.5
 """Between deaths of workers: a crash loop must not burn a core."""
+
+START_TIMEOUT_S = 25.0
+"""For a spawner to import its SDK, 1 s; the keeper waits 30 s for all of a start."""
+
+FORK_TIMEOUT_S = 10.0
+"""A spawner forks in milliseconds. One that is stopped, or hangs, is replaced."""
 
 ReadHandler = Callable[[jobs.Message], None]
 
@@ -89,6 +96,12 @@ class _Spawner:
         if self.process is not None:
             await self.process.wait()
 
+    async def end(self) -> None:
+        """Kill it, whatever it is doing, and return once it is gone."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+        await self.wait()
+
     def close(self) -> None:
         """It has ended, and is forgotten."""
         self.control.close()
@@ -136,11 +149,14 @@ class Pool:
     async def start(self, arena_fd: int, job_fd: int, started: Started | None = None) -> None:
         """Start all workers, from a spawner that somebody started for us or from one of our own.
 
-        Raises what the store's adapter says of its settings.
+        Raises what the store's adapter says of its settings, and CannotStart.
         """
         self._spawner = await _start_spawner(arena_fd, job_fd, started)
         for _ in range(self._wanted):
-            self._workers.append(await self._spawn())
+            worker = await _fork_worker(self._spawner, self._threads)
+            if worker is None:
+                raise InternalError("the worker spawner died at once; see the log")
+            self._workers.append(worker)
 
     async def start_anyhow(self, arena_fd: int, job_fd: int, started: Started) -> None:
         """Like `start`, for as long as it takes: readers wait already, whatever is wrong."""
@@ -217,13 +233,22 @@ class Pool:
 
     async def _spawn(self) -> _Worker:
         """A new worker, however long it takes: readers wait, and have their own deadline."""
+        told = ""
         while True:
             async with self._fork_lock:  # one question at a time on the control socket
                 assert self._spawner is not None
-                worker = await _fork_worker(self._spawner, self._threads)
-                if worker is not None:
-                    return worker
-                await self._restart_spawner(self._spawner)
+                try:
+                    worker = await _fork_worker(self._spawner, self._threads)
+                except CannotStart as error:
+                    if str(error) != told:
+                        told = str(error)
+                        log.error("no worker can be started: %s", error)  # noqa: TRY400
+                else:
+                    if worker is not None:
+                        return worker
+                    await self._restart_spawner(self._spawner)
+                    continue
+            await trio.sleep(RESPAWN_PAUSE_S)
 
     async def _attend_spawner(self) -> None:
         """Put another spawner in the place of one that died; its workers live on."""
@@ -237,7 +262,7 @@ class Pool:
 
     async def _restart_spawner(self, dead: _Spawner) -> None:
         log.warning("the worker spawner died; starting it again")
-        await dead.wait()
+        await dead.end()  # one that hangs would be waited for in vain
         try:
             self._spawner = await _start_spawner(dead.arena_fd, dead.job_fd)
             dead.close()
@@ -319,23 +344,19 @@ class Pool:
 async def _start_spawner(arena_fd: int, job_fd: int, started: Started | None = None) -> _Spawner:
     process = None
     if started is None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        fds = (theirs.fileno(), job_fd)
-        with theirs:
-            process = await trio.lowlevel.open_process(
-                [sys.executable, "-m", "fusefs.engine.spawner", *map(str, fds)], pass_fds=fds
-            )
+        ours, process = await start_module("fusefs.engine.spawner", (job_fd,))
         started = Started(process.pid, ours)
     control = trio.socket.from_stdlib_socket(started.control)
     try:
         pidfd = os.pidfd_open(started.pid)
     except ProcessLookupError as error:
+        control.close()
         raise InternalError("the worker spawner did not start; see the log") from error
     spawner = _Spawner(started.pid, pidfd, control, arena_fd, job_fd, process)
-    hello = await _ask(control)
+    hello = await _ask(control, START_TIMEOUT_S)
     if hello is not None and "error" not in hello:
         return spawner
-    await spawner.wait()
+    await spawner.end()
     spawner.close()
     if hello is None:
         raise InternalError("the worker spawner did not start; see the log")
@@ -343,8 +364,8 @@ async def _start_spawner(arena_fd: int, job_fd: int, started: Started | None = N
 
 
 async def _fork_worker(spawner: _Spawner, threads: int) -> _Worker | None:
-    """A new worker, or None if the spawner is gone."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    """A new worker, or None if the spawner is gone. Raises CannotStart."""
+    ours, theirs = channel_pair()
     with theirs:
         request = jobs.encode({"threads": threads})
         fds = struct.pack("ii", theirs.fileno(), spawner.arena_fd)
@@ -354,18 +375,19 @@ async def _fork_worker(spawner: _Spawner, threads: int) -> _Worker | None:
         except (BrokenPipeError, ConnectionResetError):
             ours.close()
             return None
-    answer = await _ask(spawner.control)
-    if answer is None:
+    answer = await _ask(spawner.control, FORK_TIMEOUT_S)
+    if answer is None or "error" in answer:
         ours.close()
-        return None
+        if answer is None:
+            return None
+        raise CannotStart(answer["error"])
     ours.setblocking(False)
     return _Worker(answer["pid"], ours, threads)
 
 
-async def _ask(control: trio.socket.SocketType) -> jobs.Message | None:
-    """The next message, or None at the end of the stream."""
-    try:
+async def _ask(control: trio.socket.SocketType, timeout_s: float) -> jobs.Message | None:
+    """The next message, or None at the end of the stream, or when time is up."""
+    data = b""
+    with trio.move_on_after(timeout_s), contextlib.suppress(ConnectionResetError):
         data = await control.recv(jobs.MESSAGE_BYTES_MAX)
-    except ConnectionResetError:
-        return None
     return jobs.decode(data) if data else None

@@ -47,8 +47,9 @@ class Pusher:
 
     def run(self, threads: int) -> None:
         """Push until the daemon closes its end of the socket."""
-        for number in range(threads - 1):
-            threading.Thread(target=self._serve, name=f"push-{number}", daemon=True).start()
+        with contextlib.suppress(RuntimeError):  # a limit of threads: fewer will do
+            for number in range(threads - 1):
+                threading.Thread(target=self._serve, name=f"push-{number}", daemon=True).start()
         self._serve()
 
     def _serve(self) -> None:

@@ -65,7 +65,13 @@ def _serve(control: socket.socket, source: Source, config: Config) -> int:
             return 0
         threads = jobs.decode(data)["threads"]
         channel, arena_fd = socket.socket(fileno=fds[0]), fds[1]
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:  # no process or no memory is left for us
+            channel.close()
+            os.close(arena_fd)
+            control.send(jobs.encode({"error": error.strerror}))
+            continue
         if pid == 0:
             control.close()
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)

@@ -38,6 +38,7 @@ from fusefs.engine.machine import (
     memory_available,
     name_process,
     page_cache_room,
+    raise_descriptor_limit,
 )
 from fusefs.engine.pace import Pace
 from fusefs.engine.pagecache import PageCache, start_pusher
@@ -60,10 +61,15 @@ from fusefs.mount.operations import Hooks, Operations
 from fusefs.mount.requests import Requests
 from fusefs.mount.session import Session
 from fusefs.mount.stuck import end_stuck_requests
-from fusefs.mount.tuning import HEAD_READ_AHEAD_KB, ReadAhead, may_abort, tune
+from fusefs.mount.tuning import HEAD_READ_AHEAD_KB, ReadAhead, tune, why_not_push
 from fusefs.mount.vitals import BEAT_S, VITALS_BYTES, Vitals, map_memory
 from fusefs.objects import ObjectMeta
-from fusefs.policy.budget import WORKERS_INCLUDED, arena_budget, memory_limit
+from fusefs.policy.budget import (
+    WORKERS_INCLUDED,
+    arena_budget,
+    memory_limit,
+    within_descriptors,
+)
 from fusefs.store.source import parse_source
 from fusefs.telemetry.counters import Counters
 from fusefs.telemetry.log import RecentWarnings, configure_log
@@ -102,9 +108,10 @@ class Daemon:
         self._counters = Counters()
         workers = engine.workers or min(cores_available(), WORKERS_INCLUDED)
         limit = memory_limit(engine.memory, memory_available())
-        self._budget = arena_budget(
+        budget = arena_budget(
             limit, workers, engine.block_size, engine.range_size, engine.connections
         )
+        self._budget = within_descriptors(budget, workers, raise_descriptor_limit())
         self._arena = Arena(self._budget)
         self._read_ahead = ReadAhead(config.kernel)
         threads = -(-self._budget.connections_max // workers)
@@ -303,7 +310,7 @@ class Daemon:
         knobs = self._status.knobs = tune(self._config.kernel, self._device)
         if knobs["read_ahead_kb"].set:
             self._read_ahead.begin(self._device)
-        self._pagecache.allow(self._why_not_push(self._device))
+        self._pagecache.allow(why_not_push(self._config.kernel, self._device))
 
     async def _watch_keeper(self, keeper: trio.socket.SocketType, nursery: trio.Nursery) -> None:
         """Take the hints' socket from it; and notice its end.
@@ -331,13 +338,6 @@ class Daemon:
         if not self._is_visible:  # another container's: we end with its connection
             return self._device
         return self._device if any(r.device == self._device for r in mount_rows()) else None
-
-    def _why_not_push(self, device: str) -> str | None:
-        if not self._config.kernel.push:
-            return "kernel.push is off"
-        if not may_abort(device):
-            return "/sys/fs/fuse/connections is not writable: mount fusectl there"
-        return None
 
     def _landed(self, blocks: list[Block]) -> None:
         self._pagecache.landed(blocks)

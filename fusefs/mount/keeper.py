@@ -66,6 +66,8 @@ again to that one. Reads that wait for a slow store are the ones left."""
 DRAIN_WITHOUT_RESEND_S = 180.0
 """Where the kernel cannot send again, everything is waited for: reads have a deadline of 120 s."""
 
+_OF = "processes (ulimit -u, pids.max) or of open files (ulimit -n)"
+
 
 class Keeper:
     """One mount's life.
@@ -358,6 +360,10 @@ def _start(keeper: Keeper) -> dict[str, Any]:
         if isinstance(error, DaemonRefused):
             report |= {"status": error.status, "class": error.kind}
         return report
+    except OSError as error:  # a limit of processes or of open files
+        keeper.stop()
+        message = f"cannot start the mount's processes: {error.strerror}; raise the limit of {_OF}"
+        return {"ok": False, "status": 1, "message": message}
     except Stopped:
         keeper.stop()
         return {"ok": False, "status": 1, "message": "stopped before it was mounted"}

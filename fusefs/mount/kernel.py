@@ -55,6 +55,12 @@ def mount_rows(mountinfo: Path = Path("/proc/self/mountinfo")) -> list[MountRow]
     return rows
 
 
+def device_mounts(mountinfo: Path, device: str) -> dict[int, str]:
+    """Where one device is mounted, by the numbers that descriptors name their mounts with."""
+    rows = (line.split(" ") for line in mountinfo.read_text(errors="surrogateescape").splitlines())
+    return {int(row[0]): _unescape(row[4]) for row in rows if row[2] == device}
+
+
 def find_mount(mountpoint: str) -> MountRow | None:
     """The topmost mount at exactly this path, or None."""
     found = [row for row in mount_rows() if row.mountpoint == mountpoint]

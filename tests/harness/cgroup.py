@@ -89,3 +89,28 @@ def _remove(directory: Path) -> None:
             time.sleep(0.02)
         else:
             return
+
+
+@contextmanager
+def open_pids_cgroup(most: int) -> Iterator[Cgroup]:
+    """Make one that allows `most` processes and threads; all must have ended at the end."""
+    parent = _pids_parent()
+    directory = parent / f"fusefs-test-{uuid.uuid4().hex[:12]}"
+    directory.mkdir()
+    try:
+        (directory / "pids.max").write_text(str(most))
+        yield Cgroup(directory, 1 if parent != _ROOT else 2)
+    finally:
+        _remove(directory)
+
+
+def _pids_parent() -> Path:
+    """Where a child with a limit of processes can be made."""
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if "pids" in controllers.split(","):
+            own = _ROOT / "pids" / path.lstrip("/")
+            return own if own.is_dir() else _ROOT / "pids"
+    with contextlib.suppress(OSError):
+        (_ROOT / "cgroup.subtree_control").write_text("+pids")
+    return _ROOT

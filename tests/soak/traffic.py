@@ -140,7 +140,7 @@ class Traffic:
     def slots(self) -> None:
         """A plan of slots: mapped, waited for, and left without letting go of a single one."""
         path = self._mount / self._chance.choice(list(self._expected))
-        with connect(self._mount) as client:
+        with path.open("rb"), connect(self._mount) as client:  # open: else it may be forgotten
             number = inode(path)
             stop = min(MIB, path.stat().st_size)
             files = [{"inode": number, "extents": [[0, stop]]}]
