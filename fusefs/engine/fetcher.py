@@ -256,7 +256,12 @@ class Fetcher:
             block = self._hedges.winner(run, position)
             if block is not None:
                 ready.append(block)
-        self._checking.landed(run.blocks[0].file, sums, ready)
+        file = run.blocks[0].file
+        self._checking.landed(file, sums, ready)
+        if file.is_wrong:
+            # Nobody gets them: so whoever reads all of a file that is wrong meets the error.
+            self._give_up(ready, file.changed)
+            ready = []
         for block in ready:
             block.touched_s = now
             block.settle(State.READY)
@@ -326,6 +331,6 @@ class Fetcher:
                 continue
             self._demand.extendleft((block, tries) for block in reversed(blocks))
 
-    def _give_up(self, blocks: list[Block], error: FusefsError) -> None:
+    def _give_up(self, blocks: list[Block], error: FusefsError | None) -> None:
         for block in blocks:
             self._slots.forget(block, error)

@@ -235,7 +235,7 @@ class Operations(pyfuse3.Operations):
         direct = DIRECT_HANDLE if flags & os.O_DIRECT else 0
         file.direct_opens += bool(direct)
         self._hooks.opening(file.plan.kind)
-        return FileInfo(fh=FileHandleT(inode | direct), keep_cache=True)
+        return FileInfo(fh=FileHandleT(inode | direct), keep_cache=file.may_keep_pages())
 
     @answering
     async def read(self, fh: FileHandleT, off: int, size: int) -> Any:
