@@ -125,7 +125,7 @@ class Daemon:
             self._pool,
             self._counters,
             self._object_changed,
-            self._landed,
+            lambda blocks: self._pagecache.landed(blocks),
             self._pace,
         )
         self._pagecache = PageCache(
@@ -338,9 +338,6 @@ class Daemon:
         if not self._is_visible:  # another container's: we end with its connection
             return self._device
         return self._device if any(r.device == self._device for r in mount_rows()) else None
-
-    def _landed(self, blocks: list[Block]) -> None:
-        self._pagecache.landed(blocks)
 
     def _unhinted(self, file: File) -> None:
         self._prefetcher.closed(file)
