@@ -1,6 +1,6 @@
 #!/bin/sh
 # Make a base image out of Debian's packages, where no registry can be reached:  base.sh NAME
-# Needs root, mmdebstrap and buildah. BUILDAH_OPTIONS go to buildah (--root, --storage-driver).
+# Needs root, mmdebstrap and buildah.
 set -eu
 
 name=$1
@@ -18,11 +18,7 @@ mmdebstrap --quiet --variant=minbase --include=ca-certificates,python3 \
     "deb $mirror/debian bookworm-updates main" \
     "deb $mirror/debian-security bookworm-security main"
 
-printf '{"default": [{"type": "insecureAcceptAnything"}]}' > "$work/policy.json"
-# shellcheck disable=SC2086 # a list of words
-{
-    container=$(buildah ${BUILDAH_OPTIONS:-} from scratch)
-    buildah ${BUILDAH_OPTIONS:-} add --quiet "$container" "$work/base.tar" / > /dev/null
-    buildah ${BUILDAH_OPTIONS:-} config --cmd python3 "$container"
-    buildah ${BUILDAH_OPTIONS:-} commit --quiet --rm --signature-policy "$work/policy.json" "$container" "$name"
-}
+container=$(buildah from scratch)
+buildah add --quiet "$container" "$work/base.tar" / > /dev/null
+buildah config --cmd python3 "$container"
+buildah commit --quiet --rm "$container" "$name"

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Build the image with what is there, docker, podman or buildah:  build.sh NAME [OPTION...]
+# Build the image with what is there, docker, podman or buildah (or BUILDER):  build.sh NAME [OPTION...]
 # BASE_IMAGE names another base (helm/image/base.sh makes one without a registry). OPTIONs go to the builder.
 set -eu
 
@@ -9,13 +9,13 @@ shift
 version=$(sed -n 's/^__version__ = "\(.*\)"/\1/p' fusefs/__init__.py)
 revision=$(git rev-parse HEAD 2> /dev/null || echo unknown)
 
-if command -v docker > /dev/null; then
-    builder="docker build"
-elif command -v podman > /dev/null; then
-    builder="podman build"
-elif command -v buildah > /dev/null; then
-    builder="buildah bud"
-else
+builder=${BUILDER:-}
+for program in docker podman buildah; do
+    if [ -z "$builder" ] && command -v "$program" > /dev/null; then
+        builder=$program
+    fi
+done
+if [ -z "$builder" ]; then
     echo "build.sh: please install docker, podman or buildah" >&2
     exit 1
 fi
@@ -23,5 +23,5 @@ if [ -n "${BASE_IMAGE:-}" ]; then
     set -- --build-arg "BASE_IMAGE=$BASE_IMAGE" "$@"
 fi
 echo "building $name with $builder"
-exec $builder --build-arg "VERSION=$version" --build-arg "REVISION=$revision" --tag "$name" \
+exec "$builder" build --build-arg "VERSION=$version" --build-arg "REVISION=$revision" --tag "$name" \
     --file helm/image/Dockerfile "$@" .
