@@ -58,7 +58,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command `fusefs`; returns the exit status. `argv` is without the program's name."""
-    return _run(_fusefs_parser(), argv)
+    return _run(argument_parser(), argv)
 
 
 def main_for_mount8(argv: Sequence[str] | None = None) -> int:
@@ -95,7 +95,8 @@ def _run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     return status
 
 
-def _fusefs_parser() -> argparse.ArgumentParser:
+def argument_parser() -> argparse.ArgumentParser:
+    """What `fusefs` understands."""
     parser = _Parser(prog="fusefs", description="Buckets as local files, at the speed of the link.")
     parser.add_argument("--version", action="version", version=f"fusefs {fusefs.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

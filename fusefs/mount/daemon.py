@@ -27,7 +27,7 @@ import trio
 from fusefs.config import Config, config_from_json_dict
 from fusefs.engine import jobs
 from fusefs.engine.arena import Arena
-from fusefs.engine.blocks import Block, File, FileTable
+from fusefs.engine.blocks import File, FileTable
 from fusefs.engine.fetcher import Fetcher
 from fusefs.engine.guide import Guide, Names
 from fusefs.engine.handed import Groups, Pins
@@ -125,7 +125,7 @@ class Daemon:
             self._pool,
             self._counters,
             self._object_changed,
-            lambda blocks: self._pagecache.landed(blocks),
+            lambda blocks: self._pagecache.landed(blocks),  # noqa: PLW0108 - it is made below
             self._pace,
         )
         self._pagecache = PageCache(
