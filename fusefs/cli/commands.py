@@ -22,6 +22,7 @@ from fusefs.cli.report import printable, status_lines
 from fusefs.cli.start import StartFailed, mount_in_background, mount_in_front
 from fusefs.cli.terminal import complain, say
 from fusefs.cli.transfers import add_transfers
+from fusefs.cli.upgrade import upgrade_mount
 from fusefs.client import Answer, ask_mount, ask_mounts, open_processes, process_ids, wait_ended
 from fusefs.errors import ConfigError, FusefsError
 from fusefs.mount import kernel
@@ -110,6 +111,12 @@ def _fusefs_parser() -> argparse.ArgumentParser:
         " does not answer",
     )  # fmt: skip
     umount.set_defaults(command=_umount)
+
+    upgrade = commands.add_parser(
+        "upgrade", help="have a mount go on with the fusefs that is installed now; reads wait"
+    )
+    upgrade.add_argument("mountpoint", metavar="MOUNTPOINT")
+    upgrade.set_defaults(command=_upgrade)
 
     status = commands.add_parser("status", help="show what one mount, or every mount, is doing")
     status.add_argument("mountpoint", metavar="MOUNTPOINT", nargs="?")
@@ -204,6 +211,11 @@ def _unmount_failure(mountpoint: str, error: OSError) -> str:
             f" fusefs umount -l {mountpoint}"
         )
     return f"cannot unmount {mountpoint}: {error.strerror}"
+
+
+def _upgrade(arguments: argparse.Namespace) -> int:
+    upgrade_mount(_find_mount(arguments.mountpoint).mountpoint)
+    return 0
 
 
 def _status(arguments: argparse.Namespace) -> int:

@@ -88,6 +88,8 @@ def _status_rows(stats: dict[str, Any]) -> Iterator[tuple[str, str]]:
     )
     if "fetching" in stats:
         yield "fetching", _fetching(stats["fetching"])
+    if stats.get("restarts"):
+        yield "restarts", f"{stats['restarts']}: the last daemon {stats.get('last_end')}"
     if number("workers_replaced"):
         yield "replaced", f"{number('workers_replaced')} workers that died"
     yield "arena", _arena(stats.get("arena", {}))

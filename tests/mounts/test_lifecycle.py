@@ -26,8 +26,6 @@ ENDINGS: dict[str, Callable[[Mounted], object]] = {
     "umount": lambda mount: run("umount", str(mount.path)),
     "fusermount3 -u": lambda mount: run("fusermount3", "-u", str(mount.path)),
     "SIGTERM to the keeper": lambda m: os.kill(m.status()["pids"]["keeper"], signal.SIGTERM),
-    "SIGTERM to the daemon": lambda m: os.kill(m.status()["pids"]["daemon"], signal.SIGTERM),
-    "SIGKILL of the daemon": lambda m: os.kill(m.status()["pids"]["daemon"], signal.SIGKILL),
 }
 
 
