@@ -31,7 +31,9 @@ def upgrade_mount(mountpoint: str) -> None:
         raise FusefsError(f"{mountpoint} is of a fusefs that cannot be upgraded: mount anew")
     with open_processes([stats["pids"]["keeper"]]) as keeper:
         if not keeper:
-            raise FusefsError(f"{mountpoint} has lost its keeper and cannot be upgraded: mount anew")
+            raise FusefsError(
+                f"{mountpoint} has lost its keeper and cannot be upgraded: mount anew"
+            )
         try:
             signal.pidfd_send_signal(keeper[0], signal.SIGUSR1)
         except PermissionError as error:
@@ -50,4 +52,6 @@ def _wait_until_told(mountpoint: str, before: dict[str, Any]) -> dict[str, Any]:
         if stats is not None and stats["upgrades"] != before:
             return stats
         time.sleep(ASK_INTERVAL_S)
-    raise FusefsError(f"{mountpoint} was not upgraded within {UPGRADE_TIMEOUT_S:.0f} s; see the log")
+    raise FusefsError(
+        f"{mountpoint} was not upgraded within {UPGRADE_TIMEOUT_S:.0f} s; see the log"
+    )

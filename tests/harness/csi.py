@@ -30,7 +30,7 @@ from tests.harness.memory import MARKER, marked_pids
 from tests.harness.mounted import ROOT
 
 DRIVER = "fusefs.csi"
-LOG_CHARACTERS = 6000
+LOG_CHARACTERS = 20_000
 NOBODY = 65534
 READY_TIMEOUT_S = 60.0
 """Starting Python takes a second on an idle machine."""
