@@ -22,9 +22,12 @@ from fusefs.policy.extents import blocks_of
 from fusefs.telemetry.counters import Counters
 
 AGAIN_S = 1.0
-"""The kernel asks again, for a page, what its readahead asked for in vain: within milliseconds, and
-whoever reads would wait for the deadline twice. So what was missed a moment ago is waited for so
-long and no longer."""
+"""What was missed less than this ago is asked for again by the kernel, not by a reader: a page
+fault asks three times before it becomes a SIGBUS (readahead, and the page twice: mm/filemap.c,
+filemap_fault), each process for itself, and each try would wait for the whole deadline."""
+
+AGAIN_WAIT_S = 0.2
+"""So long such a READ waits: a few round trips, if the store has just come back."""
 
 MISSED_MAX = 1000
 """Such extents that are remembered: more than there are READs at once."""
@@ -95,11 +98,10 @@ class Reader:
         if file.changed is not None:
             raise file.changed
         again = self._was_missed(file, extent)
-        with trio.move_on_after(AGAIN_S if again else self._deadline_s):
+        with trio.move_on_after(min(AGAIN_WAIT_S, self._deadline_s) if again else self._deadline_s):
             async with self._waiting:
                 return await self._wait_for(file, extent, indices)
-        if not again:
-            self._missed.append((trio.current_time(), file, extent))
+        self._missed.append((trio.current_time(), file, extent))
         raise StoreTimeout(f"{file.meta.id.key}: no bytes within {self._deadline_s:g} s")
 
     def _was_missed(self, file: File, extent: Extent) -> bool:
