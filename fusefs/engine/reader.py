@@ -6,7 +6,7 @@ task and copies only where two blocks of one READ are not neighbours in the aren
 
 from __future__ import annotations
 
-from collections import deque
+from collections.abc import Hashable
 
 import trio
 
@@ -19,18 +19,8 @@ from fusefs.engine.slots import Slots
 from fusefs.errors import FusefsError, StoreTimeout
 from fusefs.objects import Extent
 from fusefs.policy.extents import blocks_of
+from fusefs.policy.missed import Missed
 from fusefs.telemetry.counters import Counters
-
-AGAIN_S = 1.0
-"""What was missed less than this ago is asked for again by the kernel, not by a reader: a page
-fault asks three times before it becomes a SIGBUS (readahead, and the page twice: mm/filemap.c,
-filemap_fault), each process for itself, and each try would wait for the whole deadline."""
-
-AGAIN_WAIT_S = 0.2
-"""So long such a READ waits: a few round trips, if the store has just come back."""
-
-MISSED_MAX = 1000
-"""Such extents that are remembered: more than there are READs at once."""
 
 PINNED_FRACTION = 4
 """At most a quarter of the slots belongs to waiting READs (a READ pins one block while it waits for
@@ -61,7 +51,7 @@ class Reader:
         self._counters = counters
         self._pagecache = pagecache
         self._deadline_s = deadline_s
-        self._missed: deque[tuple[float, File, Extent]] = deque(maxlen=MISSED_MAX)
+        self._missed = Missed()
         self._waiting = trio.CapacityLimiter(max(1, arena.budget.slots // PINNED_FRACTION))
 
     async def read(self, file: File, offset: int, size: int) -> memoryview | bytes:
@@ -97,22 +87,13 @@ class Reader:
             return self._answer(extent, indices, [blocks[i] for i in indices])
         if file.changed is not None:
             raise file.changed
-        again = self._was_missed(file, extent)
-        with trio.move_on_after(min(AGAIN_WAIT_S, self._deadline_s) if again else self._deadline_s):
+        waited_for: list[Hashable] = [(file.meta.id, index) for index in indices]
+        wait_s = self._missed.wait_s(waited_for, self._deadline_s, trio.current_time())
+        with trio.move_on_after(wait_s):
             async with self._waiting:
                 return await self._wait_for(file, extent, indices)
-        self._missed.append((trio.current_time(), file, extent))
+        self._missed.missed(waited_for, trio.current_time())
         raise StoreTimeout(f"{file.meta.id.key}: no bytes within {self._deadline_s:g} s")
-
-    def _was_missed(self, file: File, extent: Extent) -> bool:
-        """Whether a READ of some of these bytes reached its deadline just now."""
-        oldest = trio.current_time() - AGAIN_S
-        while self._missed and self._missed[0][0] < oldest:
-            self._missed.popleft()
-        return any(
-            missed is file and extent.start < waited.stop and waited.start < extent.stop
-            for _, missed, waited in self._missed
-        )
 
     async def _wait_for(self, file: File, extent: Extent, indices: range) -> memoryview:
         pinned, found = self._fetcher.demand(file, indices)

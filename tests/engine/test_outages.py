@@ -7,8 +7,8 @@ import trio
 import trio.testing
 
 from fusefs.engine.hedges import PREFETCH_ATTEMPTS_MAX
-from fusefs.engine.reader import AGAIN_S, AGAIN_WAIT_S
 from fusefs.errors import AccessDenied, StoreTimeout, StoreUnavailable
+from fusefs.policy.missed import AGAIN_S, AGAIN_WAIT_S
 from fusefs.policy.setback import PAUSE_MAX_S
 from tests.conftest import ExpectedWarnings
 from tests.engine.simulated import BLOCK, Engine, content, open_engine

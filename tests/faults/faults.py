@@ -27,6 +27,9 @@ and to come back from it."""
 Within = Literal["never", "at once", "the deadline"]
 """When a reader gets the errno."""
 
+NAMES_TTL_S = 5.0
+"""`tree.ttl_s` of these mounts: names are asked for while the load is under way."""
+
 RENEW_S = 10.0
 """How often a mount looks for other credentials (`fusefs.store.s3_client.RENEW_EVERY_S`)."""
 
@@ -65,18 +68,19 @@ Heal = Callable[[Stage], int]
 class Fault:
     """One row.
 
-    `errno` is the only one that a reader may see (a mapped file's is SIGBUS); "" means that no
-    reader may notice anything but time. `begin` strikes `early`, before the first request, or once
-    the load is under way; `end` heals and says how often it struck, after `lasts_s`, or when all
-    readers have ended. `seen`: at least one reader must see the errno, not only may.
-    `listing`: what loads is a reader of names. `returns_s`: so long after all is well errors may
-    still come.
+    `errno` is the only one that a read may see (a mapped file's is SIGBUS), `reopened` the one of a
+    file that is opened later; "" means that nobody may notice anything but time. `begin` strikes
+    `early`, before the first request, or once the load is under way; `end` heals and says how often
+    it struck, after `lasts_s`, or when all readers have ended. `seen`: at least one reader must see
+    the errno, not only may. `listing`: what loads is a reader of names. `returns_s`: so long after
+    all is well errors may still come.
     """
 
     name: str
     begin: Act
     end: Heal
     errno: str = ""
+    reopened: str = ""
     within: Within = "never"
     deadline_s: float = PATIENT_S
     lasts_s: float | None = None
@@ -184,8 +188,14 @@ FAULTS: tuple[Fault, ...] = (
         "skew", *_status(403, "RequestTimeTooSkewed", scope="all"),
         errno="EACCES", within="at once",
     ),
-    Fault("deleted", *_once(lambda stage: stage.delete()), errno="ESTALE", within="at once"),
-    Fault("overwritten", *_once(lambda stage: stage.overwrite()), errno="ESTALE", within="at once"),
+    Fault(
+        "deleted", *_once(lambda stage: stage.delete()),
+        errno="ESTALE", reopened="ENOENT", within="at once", returns_s=2 * NAMES_TTL_S,
+    ),
+    Fault(
+        "overwritten", *_once(lambda stage: stage.overwrite()), errno="ESTALE", within="at once",
+        returns_s=2 * NAMES_TTL_S,
+    ),
     # -- names -------------------------------------------------------------------------------------
     Fault(
         "listing", *_status(500, "InternalError", scope="lists"), early=True, lasts_s=3.0

@@ -111,6 +111,7 @@ class Link:
     async def _set(self, weather: Weather) -> int:
         struck, self._struck, self._events, self._slowed = self._struck, 0, 0, False
         self._weather = weather
+        self._struck += weather.silent or weather.rate != FAIR.rate
         self._changed.set()
         self._changed = asyncio.Event()
         if weather.refused and self._listener is not None:

@@ -24,6 +24,9 @@ from pathlib import Path
 from typing import Any
 
 PIECE = 256 << 10
+ERRORS_MAX = 2
+"""A loader gives up sooner; the second one shows whether each has its own deadline."""
+
 PULSE = struct.Struct("<dd")
 """Since when the present access lasts (monotonic; 0: none is under way), and the longest one."""
 
@@ -126,7 +129,7 @@ WAYS: dict[str, Callable[[Path, dict[str, str], Pulse], bool]] = {
 
 def main(way: str, folder: str, wanted: str, pulse_path: str) -> None:
     """Load every file of the folder that is wanted."""
-    pulse = Pulse(Path(pulse_path))
+    pulse, errors = Pulse(Path(pulse_path)), 0
     if way == "names":
         for name, became in names_of(Path(folder), pulse):
             print(json.dumps([name, became]), flush=True)
@@ -136,9 +139,12 @@ def main(way: str, folder: str, wanted: str, pulse_path: str) -> None:
             exact = WAYS[way](Path(folder) / name, digests, pulse)
         except OSError as error:
             became = errno.errorcode.get(error.errno or 0, repr(error))
+            errors += 1
         else:
             became = "exact" if exact else "wrong"
         print(json.dumps([name, became]), flush=True)
+        if errors == ERRORS_MAX:
+            return
 
 
 if __name__ == "__main__":

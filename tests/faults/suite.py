@@ -18,7 +18,7 @@ from tests.faults.scene import Model, Outcome, describe, run_fault
 from tests.harness.model import make_model
 from tests.harness.weed import Weed, open_weed
 
-LANES = 6
+LANES = 4
 """Runs side by side: nearly all of each is waiting. A run costs some 4 s of a core."""
 
 SHARDS = 2
