@@ -30,10 +30,10 @@ from fusefs.errors import (
 from fusefs.objects import Extent, ListPage, ObjectId, ObjectMeta
 from fusefs.policy.budget import CONNECTIONS_MAX
 from fusefs.policy.crc import CRC64NVME, find_computing
-from fusefs.store.azure_client import KEY, SAS_TOKEN, AzureClient
+from fusefs.store.azure_client import KEY, READ_TIMEOUT_S, SAS_TOKEN, AzureClient
 from fusefs.store.azure_errors import SDK_ERRORS, translate, translate_read
 from fusefs.store.azure_source import CONNECTION_STRING
-from fusefs.store.base import LIST_PAGE_KEYS, Source, Store, Writer
+from fusefs.store.base import LIST_PAGE_KEYS, Source, Store, Writer, silence_s
 from fusefs.store.http_body import check_content_range, receive
 
 SUMMED_BYTES_MAX = 4 << 20
@@ -214,7 +214,12 @@ def shown(key: str) -> str:
 
 
 def _client(source: Source, config: Config) -> AzureClient:
-    return AzureClient(source, config.azure, config.engine.connections or CONNECTIONS_MAX)
+    return AzureClient(
+        source,
+        config.azure,
+        config.engine.connections or CONNECTIONS_MAX,
+        read_timeout_s=silence_s(READ_TIMEOUT_S, config.engine.read_deadline_s),
+    )
 
 
 def listing(prefix: str, **more: str) -> str:

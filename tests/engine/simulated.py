@@ -29,7 +29,7 @@ from fusefs.engine.pagecache import PageCache
 from fusefs.engine.prefetcher import Prefetcher
 from fusefs.engine.reader import Reader
 from fusefs.engine.slots import Slots
-from fusefs.errors import CorruptData, FusefsError, ObjectChanged, to_wire
+from fusefs.errors import AccessDenied, CorruptData, FusefsError, ObjectChanged, to_wire
 from fusefs.objects import Extent, ObjectId, ObjectMeta
 from fusefs.policy.budget import arena_budget
 from fusefs.telemetry.counters import Counters
@@ -60,11 +60,15 @@ def shard(size: int, header_bytes: int = 200) -> bytes:
 
 @dataclass(slots=True)
 class SimulatedBucket:
-    """Versions of objects, and what shall go wrong: the next reads raise `faults` in turn."""
+    """Versions of objects, and what shall go wrong: the next reads raise `faults` in turn.
+
+    Reads of `denied` keys are refused.
+    """
 
     objects: dict[str, tuple[int, bytes]] = field(default_factory=dict)
     versions: dict[str, int] = field(default_factory=dict)
     faults: deque[FusefsError | None] = field(default_factory=deque)
+    denied: set[str] = field(default_factory=set)
     log: list[tuple[str, Extent]] = field(default_factory=list)
 
     def put(self, key: str, size: int) -> ObjectMeta:
@@ -93,6 +97,8 @@ class SimulatedBucket:
             fault = self.faults.popleft()
             if fault is not None:
                 raise fault
+        if id.key in self.denied:
+            raise AccessDenied(f"{id.key} is refused")
         if id.key not in self.objects or f"v{self.objects[id.key][0]}" != id.etag:
             raise ObjectChanged(f"{id.key} holds another version")
         return self.objects[id.key][1][extent.start : extent.stop]
