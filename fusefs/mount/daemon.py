@@ -26,6 +26,7 @@ import trio
 from fusefs.config import Config, config_from_json_dict
 from fusefs.engine import jobs
 from fusefs.engine.arena import Arena
+from fusefs.engine.audit import Auditor
 from fusefs.engine.blocks import Block, File, FileTable
 from fusefs.engine.fetcher import Fetcher
 from fusefs.engine.guide import Guide, Names
@@ -114,6 +115,13 @@ class Daemon:
             self._object_changed,
             self._landed,
             self._pace,
+        )
+        self._auditor = Auditor(
+            self._fetcher.checking,
+            self._slots,
+            self._pool,
+            self._budget.block_size,
+            self._fetcher.condemn,
         )
         self._pagecache = PageCache(
             self._arena,
@@ -217,6 +225,7 @@ class Daemon:
                 nursery.start_soon(self._fetcher.run, self._prefetcher.next_run)
                 nursery.start_soon(self._prefetcher.run, self._guide)
                 nursery.start_soon(self._hinted.run)
+                nursery.start_soon(self._auditor.run)
                 nursery.start_soon(_end_on_sigterm)
                 nursery.start_soon(self._watch_keeper, keeper, nursery)
                 if self._config.kernel.push:
