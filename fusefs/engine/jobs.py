@@ -1,9 +1,10 @@
 """The messages between the daemon and its workers: JSON, one per SEQPACKET datagram.
 
-Daemon → worker: `{"id", "op", …}`, op one of READ, LIST, HEAD, CHECK, HEADER, INDEX. Worker →
-daemon: `{"id", "landed": n}` (read: the first n bytes are final), `{"id", "part": …}` (a piece of a
-long answer), then exactly one of `{"id", "ok": …}` and `{"id", "error": …}`. After that last
-message the worker does not touch the job's slots any more.
+Daemon → worker: `{"id", "op", …}`, op one of READ, LIST, HEAD, CHECK, HEADER, INDEX, SUM. Worker →
+daemon: `{"id", "landed": n}` (read: the first n bytes are final; with checks, also `"sums"`, what
+they found out since the last message), `{"id", "part": …}` (a piece of a long answer), then exactly
+one of `{"id", "ok": …}` and `{"id", "error": …}`. After that last message the worker does not touch
+the job's slots any more.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ MESSAGE_BYTES_MAX = 128 * 1024
 PART_BYTES_MAX = 96 * 1024
 """Payload of one part of a long answer, leaving room for the message around it."""
 
-READ, LIST, HEAD, CHECK, HEADER, INDEX = "read", "list", "head", "check", "header", "index"
+READ, LIST, HEAD, CHECK = "read", "list", "head", "check"
+HEADER, INDEX, SUM = "header", "index", "sum"
 
 Message = dict[str, Any]
 

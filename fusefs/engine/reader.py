@@ -105,13 +105,14 @@ class Reader:
         indices = blocks_of(extent, self._arena.block_size)
         _refuse_wrong(file)
         milestone = self._pagecache.reading(file, extent, indices)
-        if milestone is not None:
+        if milestone is not None and file.suspicion is None:
             self._prefetcher.accessed(file, extent, indices, taken=lambda _: True)
             self._counters.hits += 1
             return milestone
         self._prefetcher.accessed(file, extent, indices)
         blocks = file.blocks
-        if all(i in blocks and blocks[i].state is State.READY for i in indices):
+        ready = all(i in blocks and blocks[i].state is State.READY for i in indices)
+        if ready and file.suspicion is None:
             self._counters.hits += 1
             return self._answer(extent, indices, [blocks[i] for i in indices])
         if file.changed is not None:
@@ -135,10 +136,14 @@ class Reader:
                 await block.wait_settled()
                 if block.error is not None:
                     raise block.error
+            if file.suspicion is not None:
+                await file.suspicion.over.wait()
             _refuse_wrong(file)
-            return self._answer(extent, indices, pinned)
+            if all(block.state is State.READY for block in pinned):
+                return self._answer(extent, indices, pinned)
         finally:
             self._fetcher.release(pinned)
+        return await self._wait_for(file, extent, indices)  # some of them were taken back
 
     def _answer(self, extent: Extent, indices: range, blocks: list[Block]) -> memoryview:
         """The reply, from READY blocks. Nothing between here and the reply may await."""

@@ -21,6 +21,8 @@ from fusefs.engine.shared_memory import map_shared_memory
 from fusefs.engine.verifier import Report, Verifier
 from fusefs.errors import CorruptData, FusefsError, InternalError, to_wire
 from fusefs.objects import Extent, ObjectId
+from fusefs.policy.crc import find_computing
+from fusefs.policy.extents import cut_extent
 from fusefs.store.base import Store
 from loaderhint.header import HeaderError, parse_header, read_length
 
@@ -74,6 +76,7 @@ class Worker:
             jobs.CHECK: self._check,
             jobs.HEADER: self._header,
             jobs.INDEX: self._index,
+            jobs.SUM: self._sum,
         }
 
     def run(self, threads: int) -> None:
@@ -162,6 +165,17 @@ class Worker:
             return parse_header(data[8 : 8 + length], message["size"]).data_start
         except HeaderError as error:
             raise CorruptData(f"not a safetensors header: {error}") from error
+
+    def _sum(self, message: jobs.Message) -> list[int]:
+        """Fetch a range for nothing but the CRCs of its blocks."""
+        extent = Extent(message["start"], message["stop"])
+        data = memoryview(bytearray(extent.size))
+        self._store.read_into(ObjectId(message["key"], message["etag"]), extent, data)
+        compute = find_computing(message["crc"])
+        return [
+            compute(data[part.start - extent.start : part.stop - extent.start])
+            for part in cut_extent(extent, message["block"])
+        ]
 
     def _index(self, message: jobs.Message) -> None:
         """Read a model's index and send the shard names it holds, in the order of first mention."""
