@@ -33,8 +33,8 @@ LISTING_NAMES_MAX = 500_000
 """Names in one listing while it is made: 0.3 GB. Beyond, listing fails rather than the mount."""
 
 OBJECT_BYTES_MAX = 1 << 46
-"""64 TiB: more than an object of Amazon's or Google's holds. An open file takes a byte of memory for
-each of its blocks, so whoever claims to have exabytes would take all of the daemon's."""
+"""64 TiB: more than an object of Amazon's or Google's holds. An open file takes a byte of memory
+for each of its blocks, so whoever claims to have exabytes would take all of the daemon's."""
 
 _DIRECTORIES_REPORTED_MAX = 1000
 """Directories whose hidden names were logged; past that, some are logged twice."""
