@@ -36,6 +36,7 @@ from loaderhint import protocol
 from loaderhint.header import HeaderError, parse_header, read_length
 from tests.fuzz.peer import hints, verb_seeds, verbs
 from tests.fuzz.peer import seeds as peer_seeds
+from tests.fuzz.redis_store import model, model_seeds, wire, wire_seeds
 from tests.fuzz.stores import gcs, gcs_seeds, s3, s3_seeds
 
 MESSAGE = jobs.MESSAGE_BYTES_MAX
@@ -322,6 +323,8 @@ TARGETS: dict[str, Target] = {
     "names": Target(names, _of(b"model-00001-of-00002.safetensors\na", b"a" * 300, b"\xfc\n..")),
     "index": Target(index, _index_seeds),
     "listing": Target(listing, _of(b"a\nb\nc/d", b"\xff" * 200, "\U0001f600".encode() * 60)),
+    "redis-wire": Target(wire, wire_seeds),
+    "redis-model": Target(model, model_seeds),
     "s3": Target(s3, s3_seeds),
     "gcs": Target(gcs, gcs_seeds),
 }  # fmt: skip

@@ -13,7 +13,7 @@ from tests.fuzz.targets import TARGETS
 
 EXAMPLES = 150
 EXAMPLES_SLOW = 25
-SLOW = frozenset({"hints", "verbs", "s3", "gcs"})
+SLOW = frozenset({"hints", "verbs", "s3", "gcs", "redis-wire"})
 """Their inputs need a world or an SDK each: 3 to 10 ms."""
 
 WORDS = [
