@@ -6,6 +6,7 @@ Its address space is bounded, and fusefs is instrumented as it is imported.
 from __future__ import annotations
 
 import importlib
+import logging
 import resource
 import sys
 
@@ -23,6 +24,7 @@ ONE_INPUT_S = 20
 def main(target: str, seconds: str, corpus: str, found: str) -> None:
     """Fuzz; the process ends with atheris' own status."""
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE_BYTES, ADDRESS_SPACE_BYTES))
+    logging.lastResort = None  # what SDKs complain of is theirs
     with atheris.instrument_imports(include=["fusefs", "loaderhint", "tests.fuzz"]):
         targets = importlib.import_module("tests.fuzz.targets")
     options = {

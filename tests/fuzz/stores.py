@@ -18,11 +18,13 @@ import urllib3
 from botocore.awsrequest import AWSResponse
 from requests.adapters import BaseAdapter
 
-from fusefs.config import GcsConfig, S3Config
+from fusefs.config import AzureConfig, GcsConfig, S3Config
 from fusefs.engine import jobs
 from fusefs.errors import CorruptData, FusefsError
 from fusefs.objects import Extent, ObjectId
-from fusefs.store.base import Store
+from fusefs.store.azure import AzureStore
+from fusefs.store.azure_client import AzureClient
+from fusefs.store.base import Source, Store
 from fusefs.store.gcs import GcsStore
 from fusefs.store.s3 import S3Store
 
@@ -112,6 +114,18 @@ def _gcs() -> tuple[Store, _Answers]:
     return store, answers
 
 
+@cache
+def _azure() -> tuple[Store, _Answers]:
+    source = Source("az", "container", "", "az://account/container/", "account")
+    config = AzureConfig(endpoint_url=f"{_ENDPOINT}/account", anonymous=True)
+    store = AzureStore(AzureClient(source, config, 1))
+    answers = _Answers()
+    session = store._client._connected()[0]._transport.session
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, _Adapter(answers))
+    return store, answers
+
+
 def s3(data: bytes) -> None:
     """Amazon's XML and headers."""
     _ask(*_s3(), data, etag="e")
@@ -120,6 +134,11 @@ def s3(data: bytes) -> None:
 def gcs(data: bytes) -> None:
     """Google's JSON and headers."""
     _ask(*_gcs(), data, etag="7")
+
+
+def azure(data: bytes) -> None:
+    """Azure's XML and headers."""
+    _ask(*_azure(), data, etag="e")
 
 
 def _ask(store: Store, answers: _Answers, data: bytes, etag: str) -> None:
@@ -186,3 +205,22 @@ def gcs_seeds() -> Iterable[bytes]:
     yield b"\2\1X-Goog-Generation: 7\nContent-Length: 4\n" + _RANGE + b"\nabcd"
     yield b"\0\x0f\n\n" + b'{"error": {"code": 500, "message": "m", "errors": [{"reason": "r"}]}}'
     yield b"\1\0\n\n" + b"[" * 3000
+
+
+def azure_seeds() -> Iterable[bytes]:
+    """Answers as they are."""
+    date = b"Thu, 01 Jan 2026 00:00:00 GMT"
+    blob = (
+        b"<Blob><Name>p/a</Name><Properties><Content-Length>10</Content-Length><Etag>e</Etag>"
+        b"<Last-Modified>%s</Last-Modified></Properties></Blob>" % date
+    )
+    prefix = b'<BlobPrefix><Name Encoded="true">p/d%EF/</Name></BlobPrefix>'
+    listed = (
+        b"<EnumerationResults><Blobs>%s%s</Blobs><NextMarker>m</NextMarker></EnumerationResults>"
+    )
+    yield b"\0\0\n\n" + listed % (blob, prefix)
+    yield b"\0\0\n\n" + _BILLION
+    yield b'\1\0ETag: "e"\nContent-Length: 10\nLast-Modified: %s\n\n' % date
+    yield b'\2\1ETag: "e"\nContent-Length: 4\n' + _RANGE + b"\nabcd"
+    yield b"\1\6x-ms-error-code: InvalidHeaderValue\nContent-Length: 10\nDate: %s\n\n" % date
+    yield b"\1\7x-ms-error-code: AuthenticationFailed\nDate: %s\n\n" % date

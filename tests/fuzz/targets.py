@@ -37,7 +37,7 @@ from loaderhint.header import HeaderError, parse_header, read_length
 from tests.fuzz.peer import hints, verb_seeds, verbs
 from tests.fuzz.peer import seeds as peer_seeds
 from tests.fuzz.redis_store import model, model_seeds, wire, wire_seeds
-from tests.fuzz.stores import gcs, gcs_seeds, s3, s3_seeds
+from tests.fuzz.stores import azure, azure_seeds, gcs, gcs_seeds, s3, s3_seeds
 
 MESSAGE = jobs.MESSAGE_BYTES_MAX
 
@@ -327,4 +327,5 @@ TARGETS: dict[str, Target] = {
     "redis-model": Target(model, model_seeds),
     "s3": Target(s3, s3_seeds),
     "gcs": Target(gcs, gcs_seeds),
+    "azure": Target(azure, azure_seeds),
 }  # fmt: skip

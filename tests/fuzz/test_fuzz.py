@@ -13,7 +13,7 @@ from tests.fuzz.targets import TARGETS
 
 EXAMPLES = 150
 EXAMPLES_SLOW = 25
-SLOW = frozenset({"hints", "verbs", "s3", "gcs", "redis-wire"})
+SLOW = frozenset({"hints", "verbs", "s3", "gcs", "azure", "redis-wire"})
 """Their inputs need a world or an SDK each: 3 to 10 ms."""
 
 WORDS = [
@@ -50,6 +50,11 @@ FOUND: dict[str, list[bytes]] = {
         b"\1\0\n\n" + b"[" * 3000,
         b'\1\0\n\n{"name": 5, "generation": 1, "size": 1, "timeCreated": "2026-01-01T00:00:00Z"}',
         b'\0\0\n\n{"prefixes": [5]}',
+    ],
+    "azure": [
+        b'\1\0ETag: "e"\nContent-Length: 1\n'
+        b"Last-Modified: Thu, 01 Jan 99999999999999999999 00:00:00 GMT\n\n",
+        b"\2\x09Content-Length: " + b"9" * 5000 + b"\n\n",
     ],
     "source": [b"s3/user:hunter2@host://bucket"],
 }  # fmt: skip
