@@ -127,8 +127,12 @@ class Worker:
             self._send(message["id"], answer)
 
     def _send(self, job: int, answer: jobs.Message) -> None:
+        message = jobs.encode({"id": job, **answer})
+        if len(message) > jobs.MESSAGE_BYTES_MAX:  # a token of a listing, say
+            error = CorruptData("the store's answer holds more than any store says")
+            message = jobs.encode({"id": job, "error": to_wire(error)})
         try:
-            self._channel.send(jobs.encode({"id": job, **answer}))
+            self._channel.send(message)
         except (BrokenPipeError, ConnectionResetError):
             os._exit(0)  # the daemon is gone, and nobody is left to serve
 
@@ -238,5 +242,4 @@ def _index_parts(data: bytes) -> list[list[str]]:
         raise CorruptData(f"not a model index: {type(error).__name__}") from error
     if not all(isinstance(name, str) and len(name) <= 255 for name in names):
         raise CorruptData("not a model index: a shard name is not a file name")
-    step = jobs.PART_BYTES_MAX // (255 * 6)
-    return [names[i : i + step] for i in range(0, len(names), step)]
+    return jobs.in_parts(names)

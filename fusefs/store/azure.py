@@ -35,6 +35,7 @@ from fusefs.store.azure_errors import SDK_ERRORS, translate, translate_read
 from fusefs.store.azure_source import CONNECTION_STRING
 from fusefs.store.base import LIST_PAGE_KEYS, Source, Store, Writer, silence_s
 from fusefs.store.http_body import check_content_range, receive
+from fusefs.store.http_errors import SENSELESS
 
 SUMMED_BYTES_MAX = 4 << 20
 """https://learn.microsoft.com/rest/api/storageservices/get-blob: of larger ranges Azure sends no
@@ -198,7 +199,7 @@ def head_of(client: AzureClient, key: str) -> ObjectMeta:
         raise ObjectNotFound(f"{what} does not exist: it is a directory")
     try:
         return _meta(key, headers["ETag"], int(headers["Content-Length"]), headers["Last-Modified"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, *SENSELESS) as error:
         raise StoreUnavailable(f"{what} came with an incomplete head") from error
 
 
