@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -32,6 +32,9 @@ START_TIMEOUT_S = 45.0
 
 END_TIMEOUT_S = 12.0
 """The keeper gives readers 10 s when it is told to end; then it aborts them."""
+
+KILLED_TIMEOUT_S = 5.0
+"""For a killed process to go."""
 
 _REPORT_BYTES_MAX = 65536
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -175,7 +178,8 @@ def _end_all(process: subprocess.Popen[bytes], foreground: bool) -> None:
     else:
         # Until it is reaped below, nobody else can get its number.
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    with suppress(subprocess.TimeoutExpired):  # it hangs in the kernel: nothing more can be done
+        process.wait(KILLED_TIMEOUT_S)
 
 
 def _remove_dead_mount(mountpoint: str) -> None:
