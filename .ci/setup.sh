@@ -1,6 +1,6 @@
 #!/bin/sh
-# Install the system packages that are missing:  setup.sh run|test|bench [PYTHON]
-# run: what fusefs needs. test, bench: what those need besides. Nothing missing: nothing is done.
+# Install the system packages that are missing:  setup.sh run|test|image|bench [PYTHON]
+# run: what fusefs needs. test, image, bench: what those need besides. Nothing missing: nothing is done.
 # Asks for what is used (a program, a header), not for a package, so that others' ways to have it count.
 set -eu
 
@@ -38,13 +38,19 @@ case $group in
         # The Azure server of the tests runs on Node 18 and later, and is installed by npm.
         need "nodejs" command -v node
         need "npm" command -v npm
+        need "fio" command -v fio # verifies what it wrote, through a mount
+        ;;
+    image)
+        need "buildah" command -v buildah
+        need "mmdebstrap" command -v mmdebstrap
+        need "runc" command -v runc
         ;;
     bench)
         need "s3fs" command -v s3fs
         need "libnginx-mod-stream" test -e /usr/lib/nginx/modules/ngx_stream_module.so
         ;;
     *)
-        echo "setup.sh: no group $group; there are run, test, bench" >&2
+        echo "setup.sh: no group $group; there are run, test, image, bench" >&2
         exit 2
         ;;
 esac

@@ -36,6 +36,15 @@ except OSError as error:
     sys.exit(error.errno % 256)
 """
 
+_LISTING_CHILD = """
+import os, sys
+try:
+    with os.scandir(sys.argv[1]) as names:
+        next(names, None)
+except OSError as error:
+    sys.exit(error.errno % 256)
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -59,13 +68,36 @@ def ask_mount(mountpoint: str, timeout_s: float = ANSWER_TIMEOUT_S) -> Answer:
 def ask_mounts(mountpoints: Sequence[str], timeout_s: float = ANSWER_TIMEOUT_S) -> list[Answer]:
     """Ask several mounts at once: all that do not answer cost `timeout_s` together."""
     until = time.monotonic() + timeout_s
-    children = [_start_child(mountpoint) for mountpoint in mountpoints]
+    children = [_start_child(_CHILD, mountpoint, STATS_NAME) for mountpoint in mountpoints]
     return [_collect(child, until) for child in children]
 
 
-def _start_child(mountpoint: str) -> subprocess.Popen[bytes]:
+def ask_names(mountpoint: str, timeout_s: float = ANSWER_TIMEOUT_S) -> str | None:
+    """What keeps a mount from listing its folder, to follow its name; None if it does list it."""
+    child = _start_child(_LISTING_CHILD, mountpoint)
+    if isinstance(child, OSError):
+        return _cannot_ask(child)
+    if _communicate(child, time.monotonic() + timeout_s) is None:
+        return "does not list its files in time: its store may be out of reach"
+    if child.returncode != 0:
+        return f"cannot list its files ({_reason(child.returncode)})"
+    return None
+
+
+def _cannot_ask(error: OSError) -> str:
+    return f"cannot be asked: no process can be started ({error.strerror})"
+
+
+def _start_child(program: str, *arguments: str) -> subprocess.Popen[bytes] | OSError:
+    try:
+        return _popen(program, *arguments)
+    except OSError as error:  # a limit of processes or of open files: that too is an answer
+        return error
+
+
+def _popen(program: str, *arguments: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", _CHILD, mountpoint, STATS_NAME],
+        [sys.executable, "-I", "-S", "-c", program, *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -73,7 +105,8 @@ def _start_child(mountpoint: str) -> subprocess.Popen[bytes]:
     )
 
 
-def _collect(child: subprocess.Popen[bytes], until: float) -> Answer:
+def _communicate(child: subprocess.Popen[bytes], until: float) -> bytes | None:
+    """What the child wrote, with its `returncode` set; None if it did not end in time."""
     try:
         data, _ = child.communicate(timeout=max(0.0, until - time.monotonic()))
     except subprocess.TimeoutExpired:
@@ -82,12 +115,24 @@ def _collect(child: subprocess.Popen[bytes], until: float) -> Answer:
             child.communicate(timeout=_GIVE_UP_S)
         except subprocess.TimeoutExpired:
             child.returncode = -1  # stuck in the kernel: it ends when the mount does
+        return None
+    return data
+
+
+def _reason(returncode: int) -> str:
+    return os.strerror(returncode) if returncode > 0 else "killed"
+
+
+def _collect(child: subprocess.Popen[bytes] | OSError, until: float) -> Answer:
+    if isinstance(child, OSError):
+        return Answer(None, _cannot_ask(child))
+    data = _communicate(child, until)
+    if data is None:
         return Answer(None, "does not answer", silent=True)
     if child.returncode == errno.ENOTCONN:
         return Answer(None, "has lost its daemon (transport endpoint is not connected)", dead=True)
     if child.returncode != 0:
-        reason = os.strerror(child.returncode) if child.returncode > 0 else "killed"
-        return Answer(None, f"gives no statistics ({reason})")
+        return Answer(None, f"gives no statistics ({_reason(child.returncode)})")
     try:
         stats = json.loads(data)
     except ValueError:

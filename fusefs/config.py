@@ -63,6 +63,10 @@ class MountConfig:
         0o022, OCTAL, "permission bits taken from every file and directory",
         "the usual umask; readable by all whom allow_other lets in",
     )  # fmt: skip
+    grace_s: float = _setting(
+        10.0, seconds(0, 3600), "how long readers may go on once the mount was told to end",
+        "well below the 30 s after which Kubernetes kills, and the 90 s of systemd",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +95,12 @@ class EngineConfig:
     read_deadline_s: float = _setting(
         120.0, seconds(1, 86400), "how long a read waits for the store before it fails",
         "outlasts a store's failover; an error in a mapped file kills the application",
+    )  # fmt: skip
+    checksums: str = _setting(
+        "off", choice("off", "check", "require"),
+        "compare what arrives with checksums: those of fusefs push, or the store's own",
+        "TLS guards the wire already; a request or two more for each file, 5-15 % more CPU;"
+        " check where the store is asked over plain http; require refuses files without any",
     )  # fmt: skip
 
 

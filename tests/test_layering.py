@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TIERS: tuple[frozenset[str], ...] = (
     frozenset({"cli"}),
     frozenset({"kubernetes"}),
+    frozenset({"doctor"}),
     frozenset({"mount", "client", "transfer"}),
     frozenset({"hints"}),
     frozenset({"engine", "tree"}),

@@ -16,14 +16,25 @@ from typing import Any, NoReturn
 
 import fusefs
 from fusefs.cli.arguments import add_settings, add_source, config_of, said, settings_help
+from fusefs.cli.doctor import add_doctor
+from fusefs.cli.fluid import add_fluid
+from fusefs.cli.health import add_health
 from fusefs.cli.kubernetes import add_kubernetes
-from fusefs.cli.preflight import check_apart, check_fuse, check_mountpoint, resolve_mountpoint
+from fusefs.cli.preflight import (
+    check_apart,
+    check_fuse,
+    check_log,
+    check_mountpoint,
+    prepare_mountpoint,
+    resolve_mountpoint,
+)
 from fusefs.cli.report import printable, status_lines
 from fusefs.cli.start import StartFailed, mount_in_background, mount_in_front
 from fusefs.cli.terminal import complain, say
 from fusefs.cli.transfers import add_transfers
 from fusefs.cli.upgrade import upgrade_mount
 from fusefs.client import Answer, ask_mount, ask_mounts, open_processes, process_ids, wait_ended
+from fusefs.engine.privileges import hide_memory
 from fusefs.errors import ConfigError, FusefsError
 from fusefs.mount import kernel
 from fusefs.store.source import parse_source
@@ -47,7 +58,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command `fusefs`; returns the exit status. `argv` is without the program's name."""
-    return _run(_fusefs_parser(), argv)
+    return _run(argument_parser(), argv)
 
 
 def main_for_mount8(argv: Sequence[str] | None = None) -> int:
@@ -56,6 +67,8 @@ def main_for_mount8(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
+    if argv is None:  # this process is the command's own
+        hide_memory()
     arguments = parser.parse_args(argv)
     command: Callable[[argparse.Namespace], int] = arguments.command
     try:
@@ -82,7 +95,8 @@ def _run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     return status
 
 
-def _fusefs_parser() -> argparse.ArgumentParser:
+def argument_parser() -> argparse.ArgumentParser:
+    """What `fusefs` understands."""
     parser = _Parser(prog="fusefs", description="Buckets as local files, at the speed of the link.")
     parser.add_argument("--version", action="version", version=f"fusefs {fusefs.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -99,6 +113,10 @@ def _fusefs_parser() -> argparse.ArgumentParser:
     mount.add_argument(
         "-o", dest="said", action="append", type=said("-o"), default=[], metavar="OPTIONS",
         help="options as mount(8) has them, and settings: -o allow_other,umask=077,memory=1G",
+    )  # fmt: skip
+    mount.add_argument(
+        "--prepare", action="store_true",
+        help="make MOUNTPOINT if it is missing, and detach a mount there that has lost its daemon",
     )  # fmt: skip
     add_settings(mount)
     mount.set_defaults(command=_mount, by_mount8=False)
@@ -123,7 +141,10 @@ def _fusefs_parser() -> argparse.ArgumentParser:
     status.add_argument("--json", action="store_true", help="for scripts: an object, or a list")
     status.set_defaults(command=_status)
 
+    add_health(commands)
+    add_doctor(commands)
     add_transfers(commands)
+    add_fluid(commands, _mount)
     add_kubernetes(commands)
     return parser
 
@@ -137,7 +158,9 @@ def _mount8_parser() -> argparse.ArgumentParser:
     parser.add_argument("-n", "-s", "-v", action="store_true", help="accepted, without effect")
     parser.add_argument("-t", metavar="TYPE", help="accepted, without effect")
     parser.add_argument("-N", dest="namespace", help="refused: enter it with nsenter(1) instead")
-    parser.set_defaults(command=_mount_for_mount8, by_mount8=True, foreground=False, config=None)
+    parser.set_defaults(
+        command=_mount_for_mount8, by_mount8=True, foreground=False, config=None, prepare=False
+    )
     return parser
 
 
@@ -146,8 +169,11 @@ def _checked_job(arguments: argparse.Namespace) -> dict[str, Any]:
     config = config_of(arguments)
     source = parse_source(arguments.source, config)
     mountpoint = resolve_mountpoint(arguments.mountpoint)
+    if arguments.prepare:
+        prepare_mountpoint(mountpoint)
     check_mountpoint(mountpoint)
     check_apart(source, mountpoint)
+    check_log(config.log.file)
     check_fuse(os.geteuid() == 0)
     return {
         "source": source.text,

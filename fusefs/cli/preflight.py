@@ -38,6 +38,20 @@ def resolve_mountpoint(text: str) -> str:
     raise FusefsError(f"{text} is a loop of symbolic links")
 
 
+def prepare_mountpoint(mountpoint: str) -> None:
+    """Make the folder, and detach the mounts of ours on it that have lost their daemon.
+
+    For containers, which start again where one was killed. A mount that still answers stays, for
+    `check_mountpoint` to refuse. Raises OSError.
+    """
+    row = kernel.find_mount(mountpoint)
+    while row is not None and row.fstype == kernel.FSTYPE and ask_mount(mountpoint).dead:
+        kernel.unmount(mountpoint, lazy=True)
+        row = kernel.find_mount(mountpoint)
+    if row is None:
+        os.makedirs(mountpoint, exist_ok=True)
+
+
 def check_mountpoint(mountpoint: str) -> None:
     """Return if something can be mounted on this path of `resolve_mountpoint`.
 
@@ -61,6 +75,22 @@ def check_mountpoint(mountpoint: str) -> None:
         ) from error
     if occupied:
         raise FusefsError(f"the mountpoint {mountpoint} is not empty: a mount would hide its files")
+
+
+def check_log(file: str | None) -> None:
+    """Raise `ConfigError` if the log's file cannot be written to.
+
+    Processes that start in the background have nobody to tell.
+    """
+    if file is None:
+        return
+    try:
+        with open(file, "ab"):
+            return
+    except OSError as error:
+        raise ConfigError(
+            f"log.file {file} cannot be opened ({error.strerror}): name one that can be written"
+        ) from error
 
 
 def check_apart(source: Source, mountpoint: str) -> None:

@@ -7,6 +7,8 @@ the table. So a size, a flag or an error message is the same in TOML, environmen
 from __future__ import annotations
 
 import difflib
+import re
+import stat
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -22,6 +24,11 @@ from fusefs.config import (
 )
 from fusefs.errors import ConfigError
 from fusefs.values import OCTAL, Value
+
+_SERVICE_LINK = re.compile(
+    r".*_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
+)
+"""What Kubernetes sets in every pod of a namespace that has a Service called fusefs-something."""
 
 DEFAULT_FILE = Path("/etc/fusefs.toml")
 
@@ -53,6 +60,21 @@ def resolve_config(
     if (config.engine.range_size or 0) % config.engine.block_size:
         raise ConfigError("engine.range_size must be a multiple of engine.block_size")
     return config
+
+
+def why_to_distrust(file: Path | None, default_file: Path = DEFAULT_FILE) -> str | None:
+    """A sentence about a settings file that anybody may write to, else None.
+
+    It holds no secret, but says to which server credentials are sent.
+    """
+    file = file or default_file
+    try:
+        mode = file.stat().st_mode
+    except OSError:
+        return None  # reading it says what is wrong
+    if not mode & stat.S_IWOTH:
+        return None
+    return f"everybody may write to {file}, which says where credentials are sent: chmod o-w {file}"
 
 
 def find_setting(name: str, where: str) -> Setting:
@@ -109,6 +131,8 @@ def _read_environment(environ: Mapping[str, str]) -> dict[str, Value]:
     for variable, text in sorted(environ.items()):
         if not variable.startswith(ENVIRONMENT_PREFIX) or not text:
             continue  # an empty variable is how scripts and compose files clear one
+        if variable not in by_variable and _SERVICE_LINK.fullmatch(variable):
+            continue
         if variable not in by_variable:
             known = nearest(variable, by_variable)
             raise ConfigError(f"unknown setting {variable[:80]} in the environment{known}")

@@ -31,7 +31,7 @@ START_TIMEOUT_S = 45.0
 """The keeper checks the source with a shorter deadline of its own; mount units get 90 s."""
 
 END_TIMEOUT_S = 12.0
-"""The keeper gives readers 10 s when it is told to end; then it aborts them."""
+"""For a keeper whose start failed: nobody reads yet, so `mount.grace_s` does not matter."""
 
 _REPORT_BYTES_MAX = 65536
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

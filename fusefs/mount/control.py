@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +47,8 @@ class EngineParts:
 class Status:
     """Puts the status together.
 
-    The mutable state of Status is `knobs`, known once the kernel's were set.
+    The mutable state of Status is `knobs`, known once the kernel's were set, and `gauges`, asked of
+    those that serve once there are any.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Status:
         self.started_ns = vitals.note().started_ns
         self._keeper_pid = os.getppid()
         self.knobs: dict[str, Knob] = {}
+        self.gauges: list[Callable[[], dict[str, Any]]] = []
 
     def stats(self) -> bytes:
         """The answer to `user.fusefs.stats`: JSON, documented in docs/operations.md."""
@@ -99,10 +102,23 @@ class Status:
             "fetching": self._engine.pace.statistics(),
             "memory_limit_bytes": budget.limit,
             "page_cache": self._engine.pagecache.statistics(),
+            "checksums": self._checksums(),
             "kernel": as_status(self.knobs),
             "warnings": list(self._warnings.lines),
         }
+        for gauge in self.gauges:
+            answer |= gauge()
         return json.dumps(answer).encode()
+
+    def _checksums(self) -> dict[str, str | None]:
+        """Whether what arrives is compared with checksums, and why not, or not all of it."""
+        mode = self._job["config"]["engine"]["checksums"]
+        why = None
+        if mode == "off":
+            why = "engine.checksums is off"
+        elif self._counters.checksums_missing_bytes:
+            why = "some files have none: fusefs push notes them"
+        return {"mode": mode, "why": why}
 
 
 class Control:

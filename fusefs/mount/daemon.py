@@ -1,4 +1,6 @@
-"""The process that serves one mount: `python -m fusefs.mount.daemon CHANNEL_FD JOB_FD MEMORY_FD`.
+"""The process that serves one mount.
+
+    python -m fusefs.mount.daemon CHANNEL_FD JOB_FD MEMORY_FD SPAWNER_FD
 
 Composition root: builds the parts, gives each its task, handles signals. It is told what to do by
 the keeper: `begin` (the first daemon of a mount checks the source; a later one needs no store to
@@ -15,7 +17,7 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,7 +27,7 @@ import trio
 from fusefs.config import Config, config_from_json_dict
 from fusefs.engine import jobs
 from fusefs.engine.arena import Arena
-from fusefs.engine.blocks import Block, File, FileTable
+from fusefs.engine.blocks import File, FileTable
 from fusefs.engine.fetcher import Fetcher
 from fusefs.engine.guide import Guide, Names
 from fusefs.engine.handed import Groups, Pins
@@ -36,11 +38,13 @@ from fusefs.engine.machine import (
     memory_available,
     name_process,
     page_cache_room,
+    raise_descriptor_limit,
 )
 from fusefs.engine.pace import Pace
 from fusefs.engine.pagecache import PageCache, start_pusher
-from fusefs.engine.pool import Pool
+from fusefs.engine.pool import Pool, Started
 from fusefs.engine.prefetcher import Prefetcher
+from fusefs.engine.privileges import SERVER, settle
 from fusefs.engine.reader import Reader
 from fusefs.engine.slots import Slots
 from fusefs.errors import ConfigError, FusefsError
@@ -53,16 +57,18 @@ from fusefs.mount.control import Control, EngineParts, Status
 from fusefs.mount.folder import HintFolder
 from fusefs.mount.job import read_job_dict
 from fusefs.mount.kernel import mount_rows
-from fusefs.mount.operations import Operations
+from fusefs.mount.operations import Hooks, Operations
+from fusefs.mount.requests import Requests
 from fusefs.mount.session import Session
 from fusefs.mount.stuck import end_stuck_requests
-from fusefs.mount.tuning import HEAD_READ_AHEAD_KB, ReadAhead, may_abort, tune
+from fusefs.mount.tuning import HEAD_READ_AHEAD_KB, ReadAhead, tune, why_not_push
 from fusefs.mount.vitals import BEAT_S, VITALS_BYTES, Vitals, map_memory
 from fusefs.objects import ObjectMeta
 from fusefs.policy.budget import (
     WORKERS_INCLUDED,
     arena_budget,
     memory_limit,
+    within_descriptors,
 )
 from fusefs.store.source import parse_source
 from fusefs.telemetry.counters import Counters
@@ -78,17 +84,12 @@ TASKS_MARGIN = 64
 COMPANION_LEAD_FRACTION = 4
 """Small files that came along and are not read yet take at most a quarter of what prefetch may."""
 
-
 WAITS_FRACTION = 8
 """Blocks that hints wait for hold at most an eighth of the slots; waiting READs, up to half."""
 
 PUSHERS_MIN, PUSHERS_MAX = 2, 8
 """Threads that push, one for four cores: one writes 3 GB/s, as much as four workers fetch. Two at
 least, since one may have to wait for a READ."""
-
-
-POOL_PAUSE_S = 1.0
-"""Between attempts to start workers for a mount that was taken over."""
 
 
 class Daemon:
@@ -107,9 +108,10 @@ class Daemon:
         self._counters = Counters()
         workers = engine.workers or min(cores_available(), WORKERS_INCLUDED)
         limit = memory_limit(engine.memory, memory_available())
-        self._budget = arena_budget(
+        budget = arena_budget(
             limit, workers, engine.block_size, engine.range_size, engine.connections
         )
+        self._budget = within_descriptors(budget, workers, raise_descriptor_limit())
         self._arena = Arena(self._budget)
         self._read_ahead = ReadAhead(config.kernel)
         threads = -(-self._budget.connections_max // workers)
@@ -123,7 +125,7 @@ class Daemon:
             self._pool,
             self._counters,
             self._object_changed,
-            self._landed,
+            lambda blocks: self._pagecache.landed(blocks),  # noqa: PLW0108 - it is made below
             self._pace,
         )
         self._pagecache = PageCache(
@@ -134,12 +136,7 @@ class Daemon:
             page_cache_room,
             self._fetcher.wake,
         )
-        self._hinted = HintedPlans(
-            self._files,
-            self._slots,
-            self._unhinted,
-            self._fetcher.wake,
-        )
+        self._hinted = HintedPlans(self._files, self._slots, self._unhinted, self._fetcher.wake)
         self._prefetcher = Prefetcher(
             self._files,
             self._hinted,
@@ -147,7 +144,9 @@ class Daemon:
             self._budget.lead_first // COMPANION_LEAD_FRACTION,
             self._fetcher.wake,
         )
-        self._names = Names(self._pool, self._counters, self._pace.throttled)
+        self._names = Names(
+            self._pool, self._counters, self._pace.throttled, engine.read_deadline_s
+        )
         self._tree = Tree(
             self._names,
             self._source.prefix,
@@ -163,6 +162,7 @@ class Daemon:
             recent,
             self._vitals,
         )
+        self._requests = Requests(self._counters, engine.read_deadline_s)
         self._folder = HintFolder(config.mount.umask)
         self._device, self._is_visible = "", True
         self._hints = Server(self._hint_desk(), self._find_device)
@@ -181,36 +181,36 @@ class Daemon:
         )
         return Desk(engine, self._budget.block_size, self._status.stats)
 
-    async def run(self, keeper: trio.socket.SocketType, job_fd: int) -> None:
-        """Get the mount from the keeper, and serve it.
+    async def run(
+        self, keeper: trio.socket.SocketType, job_fd: int, control: socket.socket
+    ) -> None:
+        """Get the mount from the keeper, and serve it. `control` is our end of the spawner's.
 
         Raises FusefsError if the source cannot be served; then nothing was mounted.
         """
+        told, _ = await receive(keeper)
         begin, _ = await receive(keeper)
-        is_first = begin.get("check", False)
+        if not begin:
+            return
+        is_first = begin["check"]
+        started = Started(told["spawner"], control)
         if is_first:
-            await self._pool.start(self._arena.fd, job_fd)
+            await self._pool.start(self._arena.fd, job_fd, started)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._run_pool, None if is_first else job_fd)
+            run_pool = partial(self._pool.run, self._fetcher.on_read, self._fetcher.wake)
+            if is_first:
+                nursery.start_soon(run_pool)
+            else:
+                start = partial(self._pool.start_anyhow, self._arena.fd, job_fd, started)
+                nursery.start_soon(_one_after_the_other, start, run_pool)
             error = await self._checked() if is_first else None
-            if error is None and begin:
+            if error is None:
                 await keeper.send(jobs.encode({"checked": True}))
                 await self._take_over(keeper)
             nursery.cancel_scope.cancel()
         self._pool.close()
         if error is not None:
             raise error
-
-    async def _run_pool(self, job_fd: int | None) -> None:
-        """Have workers, which are started here unless they were: a take-over waits for none."""
-        while job_fd is not None:
-            try:
-                await self._pool.start(self._arena.fd, job_fd)
-                break
-            except FusefsError as error:
-                log.error("no worker starts: %s; trying again", error)  # noqa: TRY400 - a sentence
-                await trio.sleep(POOL_PAUSE_S)
-        await self._pool.run(self._fetcher.on_read, self._fetcher.wake)
 
     async def _checked(self) -> FusefsError | None:
         try:
@@ -241,6 +241,8 @@ class Daemon:
         self._counters.restore(self._vitals.counters())
         self._tree.restore()
         self._tune()
+        if told["after"] is not None:
+            log.warning("the daemon before this one %s; this one took over", told["after"])
         session.open(init_request, fds[0], told["resend"])
         await self._serve(fds[0], keeper, (told, fds[1:]), operations)
 
@@ -261,7 +263,7 @@ class Daemon:
             self._prefetcher,
             Control(self._status, Verbs(self._tree, self._files, self._hinted), self._folder),
             self._config,
-            self._read_ahead.opening,
+            Hooks(self._read_ahead.opening, self._requests),
         )
 
     async def _serve(
@@ -271,17 +273,19 @@ class Daemon:
         told: tuple[jobs.Message, list[int]],
         operations: Operations,
     ) -> None:
+        self._status.gauges += [operations.gauges, self._hints.gauges]
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._fetcher.run, self._prefetcher.next_run)
                 nursery.start_soon(self._prefetcher.run, self._guide)
                 nursery.start_soon(self._hinted.run)
+                nursery.start_soon(self._requests.run, operations.describe)
                 nursery.start_soon(_end_on_sigterm)
                 nursery.start_soon(self._beat)
                 self._take_socket(*told, nursery)
                 nursery.start_soon(self._watch_keeper, keeper, nursery)
                 if not told[0]["resend"]:
-                    held = partial(getattr, operations, "in_hand")
+                    held = self._requests.count_under_way
                     nursery.start_soon(end_stuck_requests, self._device, fuse_fd, held)
                 if self._config.kernel.push:
                     threads = min(PUSHERS_MAX, max(PUSHERS_MIN, cores_available() // 4))
@@ -306,7 +310,7 @@ class Daemon:
         knobs = self._status.knobs = tune(self._config.kernel, self._device)
         if knobs["read_ahead_kb"].set:
             self._read_ahead.begin(self._device)
-        self._pagecache.allow(self._why_not_push(self._device))
+        self._pagecache.allow(why_not_push(self._config.kernel, self._device))
 
     async def _watch_keeper(self, keeper: trio.socket.SocketType, nursery: trio.Nursery) -> None:
         """Take the hints' socket from it; and notice its end.
@@ -335,16 +339,6 @@ class Daemon:
             return self._device
         return self._device if any(r.device == self._device for r in mount_rows()) else None
 
-    def _why_not_push(self, device: str) -> str | None:
-        if not self._config.kernel.push:
-            return "kernel.push is off"
-        if not may_abort(device):
-            return "/sys/fs/fuse/connections is not writable: mount fusectl there"
-        return None
-
-    def _landed(self, blocks: list[Block]) -> None:
-        self._pagecache.landed(blocks)
-
     def _unhinted(self, file: File) -> None:
         self._prefetcher.closed(file)
 
@@ -359,25 +353,34 @@ class Daemon:
         return [entry.meta for entry in entries if entry.meta is not None]
 
 
+async def _one_after_the_other(*tasks: Callable[[], Awaitable[None]]) -> None:
+    for task in tasks:
+        await task()
+
+
 async def _end_on_sigterm() -> None:
     with trio.open_signal_receiver(signal.SIGTERM) as signals:
         async for _ in signals:
             pyfuse3.terminate()
 
 
-def main(channel_fd: int, job_fd: int, memory_fd: int) -> int:
+def main(channel_fd: int, job_fd: int, memory_fd: int, spawner_fd: int) -> int:
     """Serve one mount; exit status 0 once it was unmounted, or somebody else is to serve it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the keeper's to act on
     name_process("fusefs-daemon")
-    channel = socket.socket(fileno=channel_fd)
+    channel, control = socket.socket(fileno=channel_fd), socket.socket(fileno=spawner_fd)
     job = read_job_dict(job_fd)
     config = config_from_json_dict(job["config"])
-    recent = configure_log(config.log.level, config.log.file, job["foreground"])
 
     async def start() -> None:
         keeper = trio.socket.from_stdlib_socket(channel)
         try:
-            await Daemon(job, config, recent, map_memory(memory_fd)).run(keeper, job_fd)
+            recent = configure_log(config.log.level, config.log.file, job["foreground"])
+            # Its arena is the last that takes rights.
+            daemon = Daemon(job, config, recent, map_memory(memory_fd))
+            for refused in settle(SERVER):
+                log.info("not confined as it should be: %s", refused)
+            await daemon.run(keeper, job_fd, control)
         except FusefsError as error:
             status = 2 if isinstance(error, ConfigError) else 1
             said = {"error": str(error), "status": status, "class": type(error).__name__}
@@ -392,4 +395,4 @@ def main(channel_fd: int, job_fd: int, memory_fd: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*map(int, sys.argv[1:4])))
+    sys.exit(main(*map(int, sys.argv[1:5])))

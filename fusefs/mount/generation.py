@@ -8,6 +8,7 @@ for the next ones.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import select
@@ -20,6 +21,9 @@ from typing import Any
 from fusefs.errors import FusefsError
 
 _MESSAGE_BYTES_MAX = 65536
+
+_PR_SET_CHILD_SUBREAPER = 36
+"""Of <linux/prctl.h>."""
 
 
 class DaemonRefused(FusefsError):
@@ -119,26 +123,59 @@ class Generation:
         self.channel.close()
 
 
+def become_reaper() -> None:
+    """Be given the processes that a dead daemon leaves, where nobody else might reap them."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def reap_orphans(leader: int) -> None:
+    """Reap whatever has ended but for `leader`, which its `Generation` does."""
+    with contextlib.suppress(ChildProcessError):  # there is none
+        while (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
+            if ended.si_pid == leader:
+                return
+            os.waitpid(ended.si_pid, 0)
+
+
 def start_generation(job_fd: int, memory_fd: int) -> Generation:
-    """Start a daemon. It waits to be told what to do (see `fusefs.mount.daemon`)."""
+    """Start a daemon, which waits to be told what to do (see `fusefs.mount.daemon`).
+
+    Its spawner is started at the same time: each takes half a second to import what it needs.
+    """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    fds = [os.dup(fd) for fd in (theirs.fileno(), job_fd, memory_fd)]
-    theirs.close()
+    control, controlled = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs, control, controlled:
+        try:
+            daemon = _spawn("mount.daemon", 0, [theirs, job_fd, memory_fd, control])
+        except OSError as error:
+            ours.close()
+            raise FusefsError(f"cannot start a daemon: {error.strerror}") from error
+        generation = Generation(daemon, ours)
+        try:
+            spawner = _spawn("engine.spawner", daemon, [controlled, job_fd])
+        except OSError as error:
+            generation.kill()
+            generation.hang_up()
+            raise FusefsError(f"cannot start a daemon: {error.strerror}") from error
+    generation.tell({"spawner": spawner})
+    return generation
+
+
+def _spawn(module: str, group: int, sources: Sequence[socket.socket | int]) -> int:
+    """Run a module of ours in a process group, its own if 0, with copies of these descriptors."""
+    numbers = [source if isinstance(source, int) else source.fileno() for source in sources]
+    fds = [os.dup(number) for number in numbers]
     try:
         for fd in fds:
             os.set_inheritable(fd, True)
-        pid = os.posix_spawn(
+        return os.posix_spawn(
             sys.executable,
-            [sys.executable, "-m", "fusefs.mount.daemon", *map(str, fds)],
+            [sys.executable, "-m", f"fusefs.{module}", *map(str, fds)],
             os.environ,
             file_actions=[(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)],
-            setpgroup=0,
+            setpgroup=group,
             setsigmask=[],
         )
-    except OSError as error:
-        ours.close()
-        raise FusefsError(f"cannot start a daemon: {error.strerror}") from error
     finally:
         for fd in fds:
             os.close(fd)
-    return Generation(pid, ours)

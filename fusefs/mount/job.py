@@ -12,21 +12,23 @@ from typing import Any
 class Job:
     """What to serve, and where. `fd` is the file it was read from, for the daemons.
 
-    `owns` says that we mounted; then we unmount as well.
+    `owns` says that we mounted; then we unmount as well. After that readers may finish for
+    `grace_s`, then the connection is aborted.
     """
 
     fd: int
     source: str
     mountpoint: str
     allow_other: bool
+    grace_s: float
     owns: bool
 
 
 def read_job(fd: int, owns: bool = True) -> Job:
     """The job in a file, whose position stays: others read it too."""
     job = read_job_dict(fd)
-    allow_other = job["config"]["mount"]["allow_other"]
-    return Job(fd, job["source"], job["mountpoint"], allow_other, owns)
+    mount = job["config"]["mount"]
+    return Job(fd, job["source"], job["mountpoint"], mount["allow_other"], mount["grace_s"], owns)
 
 
 def read_job_dict(fd: int) -> dict[str, Any]:

@@ -31,10 +31,17 @@ from typing import Any
 
 import fusefs
 from fusefs.engine.machine import name_process
+from fusefs.engine.privileges import KEEPER, settle
 from fusefs.errors import FusefsError
 from fusefs.mount import kernel, renewal
 from fusefs.mount.estate import ESTATE_VERSION, Estate
-from fusefs.mount.generation import DaemonRefused, Generation, start_generation
+from fusefs.mount.generation import (
+    DaemonRefused,
+    Generation,
+    become_reaper,
+    reap_orphans,
+    start_generation,
+)
 from fusefs.mount.holding import Giver, Holding
 from fusefs.mount.job import Job, read_job, read_job_dict
 from fusefs.mount.signals import Signals, Stopped
@@ -49,8 +56,8 @@ CHECK_TIMEOUT_S = 30.0
 """For starting processes and checking the source, which has its own deadline of 10 s; the command
 line waits for 45 s."""
 
-GRACE_S = 10.0
-"""After a lazy unmount readers may finish for so long, then the connection is aborted."""
+KILL_S = 10.0
+"""For a process to be gone after SIGKILL; one that waits in the kernel stays."""
 
 DRAIN_S = 5.0
 """For a daemon to answer what it has in hand before the next takes over; what is left then is sent
@@ -58,6 +65,8 @@ again to that one. Reads that wait for a slow store are the ones left."""
 
 DRAIN_WITHOUT_RESEND_S = 180.0
 """Where the kernel cannot send again, everything is waited for: reads have a deadline of 120 s."""
+
+_OF = "processes (ulimit -u, pids.max) or of open files (ulimit -n)"
 
 
 class Keeper:
@@ -130,6 +139,7 @@ class Keeper:
                 given = self._giver.sources if self._giver else []
                 sources: list[socket.socket | int] = [table, *given]
                 self._take_socket(self._signals.wait(sources, time.monotonic() + LOOK_S))
+                reap_orphans(self._generation.pid if self._generation else 0)
                 self._mount.let_go_if_unmounted()
             self.stop()
             return 0
@@ -156,18 +166,22 @@ class Keeper:
             elif not self._job.owns:
                 generation.ask_to_end()
         self._mount.unmount()
-        if generation is not None and not generation.wait_ended(GRACE_S if was_mounted else 0.0):
+        grace_s = self._job.grace_s if was_mounted else 0.0
+        if generation is not None and not generation.wait_ended(grace_s):
             generation.kill()
-            generation.wait_ended(GRACE_S)
+            generation.wait_ended(KILL_S)
         self._mount.abort()
         self._mount.close()
 
     # -- daemons ----------------------------------------------------------------------------------
 
-    def _bring_up(self, check: bool, predecessor: Generation | None = None) -> None:
+    def _bring_up(
+        self, check: bool, predecessor: Generation | None = None, after: str | None = None
+    ) -> None:
         """Have a new daemon serve. Raises FusefsError or Stopped, with that one ended.
 
-        It is ready, as far as one can be, before `predecessor` is ended.
+        It is ready, as far as one can be, before `predecessor` is ended. `after` is what became of
+        a daemon that did not end as it should.
         """
         generation = start_generation(self._job.fd, self._memory_fd)
         if self._generation is None:
@@ -181,11 +195,11 @@ class Keeper:
             self._agree(self._expect(generation, "ready"))
             if predecessor is not None:
                 self._drain(predecessor)
-            self._hand_over(generation)
+            self._hand_over(generation, after)
             self._expect(generation, "serving")
         except (FusefsError, Stopped):
             generation.kill()
-            generation.wait_ended(GRACE_S)
+            generation.wait_ended(KILL_S)
             generation.hang_up()
             raise
         if self._generation is not generation:
@@ -212,15 +226,16 @@ class Keeper:
         limit_s = DRAIN_S if self._mount.estate.can_resend else DRAIN_WITHOUT_RESEND_S
         if not predecessor.wait_ended(limit_s):
             predecessor.kill()
-            predecessor.wait_ended(GRACE_S)
+            predecessor.wait_ended(KILL_S)
         if not predecessor.has_ended:
             raise FusefsError("the daemon that serves cannot be ended: it waits in the kernel")
 
-    def _hand_over(self, generation: Generation) -> None:
+    def _hand_over(self, generation: Generation, after: str | None) -> None:
         estate = self._mount.estate
         message = {
             "serve": True,
             "device": estate.device,
+            "after": after,
             "resend": estate.can_resend,
             "visible": self._job.owns,
             "listener": estate.listener_fd is not None,
@@ -236,7 +251,7 @@ class Keeper:
         hangs = self._heartbeat.is_lost(self._vitals.beats(), time.monotonic())
         if hangs and not generation.has_ended:
             generation.kill()
-            if not generation.wait_ended(GRACE_S):
+            if not generation.wait_ended(KILL_S):
                 log.error("the daemon hangs in the kernel and cannot be killed")
                 return not self._restarts.is_hopeless(time.monotonic())
             return self._replace("hung, and was killed")
@@ -256,7 +271,7 @@ class Keeper:
                 return False
             try:
                 self._pause(self._restarts.pause_s())
-                self._bring_up(check=False)
+                self._bring_up(check=False, after=how)
             except Stopped:
                 return True
             except FusefsError as error:
@@ -311,6 +326,8 @@ def main(arguments: list[str]) -> int:
         sys.stdout.write(json.dumps({"estate": ESTATE_VERSION, "version": fusefs.__version__}))
         return 0
     name_process("fusefs-keeper")
+    settle(KEEPER)
+    become_reaper()
     signals = Signals()
     signals.watch()
     if arguments[0] == renewal.FLAG:
@@ -343,6 +360,10 @@ def _start(keeper: Keeper) -> dict[str, Any]:
         if isinstance(error, DaemonRefused):
             report |= {"status": error.status, "class": error.kind}
         return report
+    except OSError as error:  # a limit of processes or of open files
+        keeper.stop()
+        message = f"cannot start the mount's processes: {error.strerror}; raise the limit of {_OF}"
+        return {"ok": False, "status": 1, "message": message}
     except Stopped:
         keeper.stop()
         return {"ok": False, "status": 1, "message": "stopped before it was mounted"}

@@ -13,7 +13,8 @@ import logging
 import os
 import stat
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any, ParamSpec, TypeVar
+from dataclasses import dataclass
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import pyfuse3
 from pyfuse3 import (
@@ -34,6 +35,7 @@ from fusefs.errors import FusefsError, InternalError, ObjectChanged, ObjectNotFo
 from fusefs.hints.verbs import BadExtent
 from fusefs.mount.control import Control
 from fusefs.mount.folder import FOLDER_BIT, Node
+from fusefs.mount.requests import Requests, describe_names, describe_read
 from fusefs.policy.kinds import Kind
 from fusefs.tree.inodes import Entry
 from fusefs.tree.names import NAME_BYTES_MAX
@@ -61,15 +63,17 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def answering(handler: Callable[P, Awaitable[R]]) -> Callable[P, Coroutine[Any, Any, R]]:
-    """The choke point: whatever a handler raises becomes an errno."""
+def answering(
+    handler: Callable[Concatenate[Operations, P], Awaitable[R]],
+) -> Callable[Concatenate[Operations, P], Coroutine[Any, Any, R]]:
+    """The choke point: whatever a handler raises becomes an errno, and each request is noted."""
+    name = handler.__name__
 
     @functools.wraps(handler)
-    async def answer(*args: P.args, **kwargs: P.kwargs) -> R:
-        operations: Any = args[0]
-        operations.in_hand += 1
+    async def answer(self: Operations, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        number = self.requests.began(name, args)
         try:
-            return await handler(*args, **kwargs)
+            return await handler(self, *args, **kwargs)
         except FUSEError:
             raise
         except FusefsError as error:
@@ -80,16 +84,24 @@ def answering(handler: Callable[P, Awaitable[R]]) -> Callable[P, Coroutine[Any, 
             log.exception("%s failed in an unforeseen way", handler.__name__)
             raise FUSEError(errno.EIO) from error
         finally:
-            operations.in_hand -= 1
+            self.requests.ended(number)
 
     return answer
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What else happens in a request: in every OPEN of a kind of file, and in all."""
+
+    opening: Callable[[Kind], None]
+    requests: Requests
 
 
 class Operations(pyfuse3.Operations):
     """One mount's requests.
 
-    The mutable state of Operations is the open files by inode, the directory streams, and how many
-    requests are being answered (`in_hand`). `on_init` is set before the first.
+    The mutable state of Operations is the open files by inode, the directory streams, and the
+    requests under way. `on_init` is set before the first.
     INVARIANT: `_opens[inode]` > 0 exactly while `_files` has the inode.
 
     A handle of the daemon before us is opened anew by the READ that uses it: it is an inode, and
@@ -108,7 +120,7 @@ class Operations(pyfuse3.Operations):
         prefetcher: Prefetcher,
         control: Control,
         config: Config,
-        opening: Callable[[Kind], None],
+        hooks: Hooks,
     ) -> None:
         super().__init__()
         self._tree = tree
@@ -118,19 +130,37 @@ class Operations(pyfuse3.Operations):
         self._control = control
         self._folder = control.folder
         self._mount_config, self._tree_config = config.mount, config.tree
-        self._opening = opening
+        self._hooks = hooks
+        self.requests = hooks.requests
         self._uid = os.geteuid() if config.mount.uid is None else config.mount.uid
         self._gid = os.getegid() if config.mount.gid is None else config.mount.gid
         self._files: dict[int, File] = {}
         self._opens: dict[int, int] = {}
         self._streams = DirectoryStreams(tree)
         self._seen: TreeStatistics | None = None
-        self.in_hand = 0
         self.on_init: Callable[[], None] = _nothing
 
     def init(self) -> None:
         """FUSE_INIT: see `fusefs.mount.session`."""
         self.on_init()
+
+    def gauges(self) -> dict[str, Any]:
+        """What is open and under way; each of them returns to zero, entries to what is known."""
+        return {
+            "requests": self.requests.statistics(self.describe),
+            "open": {
+                "files": len(self._files),
+                "handles": sum(self._opens.values()),
+                "directories": len(self._streams),
+                "entries": self._tree.entries_live,
+            },
+        }
+
+    def describe(self, handler: str, arguments: tuple[Any, ...]) -> str:
+        """What a request under way is about, and what it waits for."""
+        if handler == "read":
+            return describe_read(self._files[arguments[0] & ~DIRECT_HANDLE], *arguments[1:])
+        return describe_names(handler, arguments, self._tree)
 
     # -- names ------------------------------------------------------------------------------------
 
@@ -222,8 +252,8 @@ class Operations(pyfuse3.Operations):
             raise ObjectChanged(f"{entry.key} was replaced in the store")
         handle = FileHandleT(inode | (DIRECT_HANDLE if flags & os.O_DIRECT else 0))
         file = self._opened(handle)
-        self._opening(file.plan.kind)
-        return FileInfo(fh=handle, keep_cache=True)
+        self._hooks.opening(file.plan.kind)
+        return FileInfo(fh=handle, keep_cache=file.may_keep_pages())
 
     @answering
     async def read(self, fh: FileHandleT, off: int, size: int) -> Any:

@@ -40,6 +40,9 @@ class DirectoryStreams:
         self._tree = tree
         self._open: dict[int, _Open] = {}
 
+    def __len__(self) -> int:
+        return len(self._open)
+
     async def open(self, inode: int) -> None:
         """One open more; all readers of this directory see it as it is now. Raises as `listing`."""
         cookies, entries = in_cookie_order(await self._tree.listing(inode))

@@ -166,6 +166,11 @@ class Tree:
                 self._answers.pop(id.key, None)
         self._asking.detach(id.key)
 
+    @property
+    def entries_live(self) -> int:
+        """How many entries the kernel or a handle refers to; the root is always one."""
+        return len(self._inodes)
+
     def statistics(self) -> TreeStatistics:
         """What is held in memory. Walks the targeted answers: some milliseconds at their limit."""
         listings = self._listings.all_known()

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fusefs.cli.resolve import resolve_config
+from fusefs.cli.resolve import resolve_config, why_to_distrust
 from fusefs.config import SETTINGS, Config, Setting
 from fusefs.errors import ConfigError
+from tests.cli.commandline import run_fusefs
 
 NOWHERE = Path("/nonexistent/fusefs.toml")
 
@@ -172,6 +173,21 @@ def test_an_unknown_variable_is_refused_by_name_without_its_value(tmp_path: Path
     assert "hunter2" not in str(caught.value)
 
 
+def test_the_links_of_kubernetes_to_a_service_of_our_name_are_no_settings(tmp_path: Path) -> None:
+    """A Service called fusefs sets FUSEFS_ variables in every pod beside it; they mean nothing."""
+    links = {
+        "FUSEFS_SERVICE_HOST": "10.0.0.1",
+        "FUSEFS_SERVICE_PORT": "80",
+        "FUSEFS_NODE_SERVICE_PORT_METRICS": "80",
+        "FUSEFS_PORT": "tcp://10.0.0.1:80",
+        "FUSEFS_PORT_80_TCP": "tcp://10.0.0.1:80",
+        "FUSEFS_NODE_PORT_80_TCP_ADDR": "10.0.0.1",
+    }
+    assert _resolve(tmp_path, environ=links) == _resolve(tmp_path)
+    with pytest.raises(ConfigError, match="FUSEFS_S3_PORTS"):
+        _resolve(tmp_path, environ={"FUSEFS_S3_PORTS": "1"})
+
+
 def test_a_wrong_value_is_an_error_even_where_a_stronger_source_hides_it(tmp_path: Path) -> None:
     """A mistake in the environment is told now, not on the day the flag is dropped."""
     with pytest.raises(ConfigError, match="FUSEFS_ENGINE_MEMORY"):
@@ -190,3 +206,17 @@ def test_ranges_are_whole_blocks(tmp_path: Path) -> None:
         _resolve(
             tmp_path, ("--set", "engine.range_size", "3M"), ("--set", "engine.block_size", "2M")
         )
+
+
+def test_a_file_that_everybody_may_write_is_told(tmp_path: Path) -> None:
+    """Settings that anybody may change are warned of, since they say where credentials go."""
+    file = tmp_path / "fusefs.toml"
+    assert why_to_distrust(file) is None
+    file.write_text("")
+    for mode, told in ((0o600, False), (0o664, False), (0o666, True)):
+        file.chmod(mode)
+        assert (why_to_distrust(file) is not None) == told
+    file.chmod(0o606)
+    ended = run_fusefs("ls", f"file://{tmp_path}", "--config", file)
+    assert ended.status == 0
+    assert f"chmod o-w {file}" in ended.sentence

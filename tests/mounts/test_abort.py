@@ -59,7 +59,9 @@ def bare(tmp_path: Path) -> Iterator[Bare]:
 def open_holding(bare: Bare, device: str | None = None) -> Iterator[Holding]:
     """A mount as the keeper of a dead daemon holds it."""
     estate = Estate(os.dup(bare.fd), b"", device or bare.device, os.memfd_create("none"))
-    holding = Holding(Job(-1, "bare", str(bare.path), allow_other=False, owns=True), estate)
+    holding = Holding(
+        Job(-1, "bare", str(bare.path), allow_other=False, grace_s=10.0, owns=True), estate
+    )
     yield holding
     holding.close()
 
