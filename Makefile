@@ -5,10 +5,10 @@ PYTHON ?= python3
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' fusefs/__init__.py)
 BIN := .venv/bin
 # Installed again when this file, the versions or the list of system packages change.
-INPUTS := pyproject.toml tests/constraints.txt tests/azurite/package-lock.json .ci/setup.sh Makefile
+INPUTS := pyproject.toml setup.py fusefs/kubernetes/csi.proto tests/constraints.txt tests/azurite/package-lock.json .ci/setup.sh Makefile
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint tests/constraints.txt
 
-.PHONY: help setup demo test test-engines check check-chart check-image image bench lock audit
+.PHONY: help setup protocols demo test test-engines check check-chart check-image image bench lock audit
 .DEFAULT_GOAL := help
 # A half-made target must not count as made.
 .DELETE_ON_ERROR:
@@ -17,6 +17,9 @@ help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 19
 
 setup: .venv/.made-setup ## make .venv/bin/fusefs ready to use
+
+protocols: .venv/.made-dev ## compile fusefs/kubernetes/*.proto anew
+	@$(BIN)/python -c 'import setup; setup.compile_protocols()'
 
 demo: .venv/.made-dev ## mount a bucket, load a model from it, check every byte (SOURCE=s3://… for yours)
 	@$(BIN)/python -m tests.demo

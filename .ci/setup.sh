@@ -38,6 +38,7 @@ case $group in
         # The Azure server of the tests runs on Node 18 and later, and is installed by npm.
         need "nodejs" command -v node
         need "npm" command -v npm
+        need "fio" command -v fio # verifies what it wrote, through a mount
         ;;
     image)
         need "buildah" command -v buildah

@@ -75,6 +75,8 @@ def ask_mounts(mountpoints: Sequence[str], timeout_s: float = ANSWER_TIMEOUT_S) 
 def ask_names(mountpoint: str, timeout_s: float = ANSWER_TIMEOUT_S) -> str | None:
     """What keeps a mount from listing its folder, to follow its name; None if it does list it."""
     child = _start_child(_LISTING_CHILD, mountpoint)
+    if isinstance(child, OSError):
+        return _cannot_ask(child)
     if _communicate(child, time.monotonic() + timeout_s) is None:
         return "does not list its files in time: its store may be out of reach"
     if child.returncode != 0:
@@ -82,7 +84,18 @@ def ask_names(mountpoint: str, timeout_s: float = ANSWER_TIMEOUT_S) -> str | Non
     return None
 
 
-def _start_child(program: str, *arguments: str) -> subprocess.Popen[bytes]:
+def _cannot_ask(error: OSError) -> str:
+    return f"cannot be asked: no process can be started ({error.strerror})"
+
+
+def _start_child(program: str, *arguments: str) -> subprocess.Popen[bytes] | OSError:
+    try:
+        return _popen(program, *arguments)
+    except OSError as error:  # a limit of processes or of open files: that too is an answer
+        return error
+
+
+def _popen(program: str, *arguments: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", program, *arguments],
         stdin=subprocess.DEVNULL,
@@ -110,7 +123,9 @@ def _reason(returncode: int) -> str:
     return os.strerror(returncode) if returncode > 0 else "killed"
 
 
-def _collect(child: subprocess.Popen[bytes], until: float) -> Answer:
+def _collect(child: subprocess.Popen[bytes] | OSError, until: float) -> Answer:
+    if isinstance(child, OSError):
+        return Answer(None, _cannot_ask(child))
     data = _communicate(child, until)
     if data is None:
         return Answer(None, "does not answer", silent=True)

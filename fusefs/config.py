@@ -96,6 +96,12 @@ class EngineConfig:
         120.0, seconds(1, 86400), "how long a read waits for the store before it fails",
         "outlasts a store's failover; an error in a mapped file kills the application",
     )  # fmt: skip
+    checksums: str = _setting(
+        "off", choice("off", "check", "require"),
+        "compare what arrives with checksums: those of fusefs push, or the store's own",
+        "TLS guards the wire already; a request or two more for each file, 5-15 % more CPU;"
+        " check where the store is asked over plain http; require refuses files without any",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

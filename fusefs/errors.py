@@ -67,6 +67,10 @@ class CorruptData(FusefsError):
     errno = errno.EIO
 
 
+class ChecksumMismatch(CorruptData):
+    """The bytes that came are not those that a checksum was made of."""
+
+
 class Unsupported(FusefsError):
     """The store cannot do this."""
 
@@ -91,6 +95,7 @@ _CLASSES: dict[str, type[FusefsError]] = {
         StoreThrottled,
         StoreTimeout,
         CorruptData,
+        ChecksumMismatch,
         Unsupported,
         InternalError,
     )

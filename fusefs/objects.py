@@ -7,6 +7,8 @@ surrogateescape, so that every POSIX name survives the round trip.
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 
@@ -38,6 +40,29 @@ class ObjectMeta:
     id: ObjectId
     size: int
     mtime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Checksums:
+    """The CRCs of the pieces that one version is made of: piece i ends where `stops[i]` says.
+
+    `crc` names their kind (see `fusefs.policy.crc`). There are as many `values` as `stops`, which
+    grow, and of which the last is the object's size.
+    """
+
+    crc: str
+    stops: Sequence[int]
+    values: Sequence[int]
+
+    def pieces(self, extent: Extent) -> Iterator[tuple[Extent, int]]:
+        """Every piece that has bytes of `extent`, whole, with its CRC."""
+        index = bisect_right(self.stops, extent.start)
+        while index < len(self.stops):
+            start = self.stops[index - 1] if index else 0
+            if start >= extent.stop:
+                return
+            yield Extent(start, self.stops[index]), self.values[index]
+            index += 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 TIERS: tuple[frozenset[str], ...] = (
-    frozenset({"cli", "kubernetes"}),
+    frozenset({"cli"}),
+    frozenset({"kubernetes"}),
+    frozenset({"doctor"}),
     frozenset({"mount", "client", "transfer"}),
     frozenset({"hints"}),
     frozenset({"engine", "tree"}),
@@ -42,7 +44,13 @@ SDKS: dict[str, frozenset[str]] = {
     "boto3": adapter("s3", "s3_client", "s3_errors", "s3_write"),
     "botocore": adapter("s3", "s3_client", "s3_errors", "s3_write"),
     "s3transfer": frozenset(),
-    "google": adapter("gcs", "gcs_client", "gcs_errors", "gcs_write"),
+    "google": adapter("gcs", "gcs_client", "gcs_errors", "gcs_write")
+    | {"fusefs/kubernetes/wire.py"},  # Protocol Buffers are in the same namespace
+    "grpc": frozenset(
+        f"fusefs/kubernetes/{name}.py"
+        for name in ("answers", "controller", "node", "plugin", "registration", "wire")
+    )
+    | {"fusefs/cli/kubernetes.py"},
     "azure": adapter("azure", "azure_client", "azure_errors", "azure_write"),
     "redis": adapter("redis_link", "redis_errors") | {"fusefs/cache/redis.py"},
 }

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from fusefs.cli.options import Override, parse_options
 from fusefs.cli.report import printable
-from fusefs.cli.resolve import resolve_config
+from fusefs.cli.resolve import resolve_config, why_to_distrust
+from fusefs.cli.terminal import complain
 from fusefs.config import SETTINGS, Config
 from fusefs.errors import ConfigError
 from fusefs.store.source import source_examples
@@ -63,4 +64,7 @@ def config_of(arguments: argparse.Namespace) -> Config:
             if not equals:
                 raise ConfigError(f"--set {printable(name)}: say COMPONENT.KEY=VALUE")
             overrides.append((flag, name, value))
+    warning = why_to_distrust(arguments.config)
+    if warning is not None:
+        complain(warning)
     return resolve_config(file=arguments.config, environ=os.environ, overrides=overrides)

@@ -16,11 +16,14 @@ from typing import Any, NoReturn
 
 import fusefs
 from fusefs.cli.arguments import add_settings, add_source, config_of, said, settings_help
+from fusefs.cli.doctor import add_doctor
 from fusefs.cli.fluid import add_fluid
 from fusefs.cli.health import add_health
+from fusefs.cli.kubernetes import add_kubernetes
 from fusefs.cli.preflight import (
     check_apart,
     check_fuse,
+    check_log,
     check_mountpoint,
     prepare_mountpoint,
     resolve_mountpoint,
@@ -29,7 +32,9 @@ from fusefs.cli.report import printable, status_lines
 from fusefs.cli.start import StartFailed, mount_in_background, mount_in_front
 from fusefs.cli.terminal import complain, say
 from fusefs.cli.transfers import add_transfers
+from fusefs.cli.upgrade import upgrade_mount
 from fusefs.client import Answer, ask_mount, ask_mounts, open_processes, process_ids, wait_ended
+from fusefs.engine.privileges import hide_memory
 from fusefs.errors import ConfigError, FusefsError
 from fusefs.mount import kernel
 from fusefs.store.source import parse_source
@@ -62,6 +67,8 @@ def main_for_mount8(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
+    if argv is None:  # this process is the command's own
+        hide_memory()
     arguments = parser.parse_args(argv)
     command: Callable[[argparse.Namespace], int] = arguments.command
     try:
@@ -123,14 +130,22 @@ def argument_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     umount.set_defaults(command=_umount)
 
+    upgrade = commands.add_parser(
+        "upgrade", help="have a mount go on with the fusefs that is installed now; reads wait"
+    )
+    upgrade.add_argument("mountpoint", metavar="MOUNTPOINT")
+    upgrade.set_defaults(command=_upgrade)
+
     status = commands.add_parser("status", help="show what one mount, or every mount, is doing")
     status.add_argument("mountpoint", metavar="MOUNTPOINT", nargs="?")
     status.add_argument("--json", action="store_true", help="for scripts: an object, or a list")
     status.set_defaults(command=_status)
 
     add_health(commands)
+    add_doctor(commands)
     add_transfers(commands)
     add_fluid(commands, _mount)
+    add_kubernetes(commands)
     return parser
 
 
@@ -158,6 +173,7 @@ def _checked_job(arguments: argparse.Namespace) -> dict[str, Any]:
         prepare_mountpoint(mountpoint)
     check_mountpoint(mountpoint)
     check_apart(source, mountpoint)
+    check_log(config.log.file)
     check_fuse(os.geteuid() == 0)
     return {
         "source": source.text,
@@ -221,6 +237,11 @@ def _unmount_failure(mountpoint: str, error: OSError) -> str:
             f" fusefs umount -l {mountpoint}"
         )
     return f"cannot unmount {mountpoint}: {error.strerror}"
+
+
+def _upgrade(arguments: argparse.Namespace) -> int:
+    upgrade_mount(_find_mount(arguments.mountpoint).mountpoint)
+    return 0
 
 
 def _status(arguments: argparse.Namespace) -> int:

@@ -86,8 +86,15 @@ def _status_rows(stats: dict[str, Any]) -> Iterator[tuple[str, str]]:
         "names",
         f"{number('list_hits')} answered without a request, {number('names_hidden')} hidden",
     )
+    oldest = stats.get("requests", {}).get("oldest")
+    if oldest:
+        yield "oldest", f"{oldest}, for {show_duration(stats['requests'].get('oldest_s', 0))}"
+    if number("requests_stuck"):
+        yield "stuck", f"{number('requests_stuck')} requests outlived every deadline"
     if "fetching" in stats:
         yield "fetching", _fetching(stats["fetching"])
+    if stats.get("restarts"):
+        yield "restarts", f"{stats['restarts']}: the last daemon {stats.get('last_end')}"
     if number("workers_replaced"):
         yield "replaced", f"{number('workers_replaced')} workers that died"
     yield "arena", _arena(stats.get("arena", {}))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import stat
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -59,6 +60,21 @@ def resolve_config(
     if (config.engine.range_size or 0) % config.engine.block_size:
         raise ConfigError("engine.range_size must be a multiple of engine.block_size")
     return config
+
+
+def why_to_distrust(file: Path | None, default_file: Path = DEFAULT_FILE) -> str | None:
+    """A sentence about a settings file that anybody may write to, else None.
+
+    It holds no secret, but says to which server credentials are sent.
+    """
+    file = file or default_file
+    try:
+        mode = file.stat().st_mode
+    except OSError:
+        return None  # reading it says what is wrong
+    if not mode & stat.S_IWOTH:
+        return None
+    return f"everybody may write to {file}, which says where credentials are sent: chmod o-w {file}"
 
 
 def find_setting(name: str, where: str) -> Setting:

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -174,8 +174,17 @@ def _end_all(process: subprocess.Popen[bytes], foreground: bool) -> None:
         process.kill()  # it shares our process group: its children notice that it died
     else:
         # Until it is reaped below, nobody else can get its number.
-        os.killpg(process.pid, signal.SIGKILL)
+        _kill_session(process.pid)
     process.wait()
+
+
+def _kill_session(leader: int) -> None:
+    """Kill all processes of a session: a daemon has a process group of its own in it."""
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            with suppress(ProcessLookupError):  # ended while we looked
+                if os.getsid(int(entry.name)) == leader:
+                    os.kill(int(entry.name), signal.SIGKILL)
 
 
 def _remove_dead_mount(mountpoint: str) -> None:

@@ -15,8 +15,10 @@ from fusefs.errors import FusefsError
 from fusefs.objects import Extent, ObjectMeta
 from fusefs.policy.extents import extent_of
 from fusefs.policy.kinds import kind_of
+from fusefs.policy.ledger import Ledger
 from fusefs.policy.plan import FilePlan
 from fusefs.policy.pushed import PushedPages
+from fusefs.policy.setback import Setback
 from fusefs.policy.slots import Rank
 
 PARTLY_READ_IDLE_S = 2.0
@@ -119,13 +121,14 @@ class File:
     may well be read again by the next rank, without them the kernel has it. `hinted` counts the
     opens that are a plan's of hints: a file that has no others is read by nobody.
 
-    The mutable state of File is its blocks, opens and what is known of its header.
+    The mutable state of File is its blocks, opens, what is known of its header, and whether what
+    was fetched ahead of it had to be given up.
     INVARIANT: every block in `blocks` is QUEUED, FETCHING or READY.
     """
 
     __slots__ = (
-        "blocks", "changed", "data_start", "direct_opens", "hinted", "inode", "inspected", "meta",
-        "opens", "plan", "pushed", "started", "touched_block", "watcher",
+        "blocks", "changed", "data_start", "direct_opens", "hinted", "inode", "inspected", "ledger",
+        "meta", "opens", "plan", "pushed", "setback", "started", "touched_block", "watcher",
     )  # fmt: skip
 
     def __init__(self, meta: ObjectMeta, plan: FilePlan) -> None:
@@ -136,6 +139,7 @@ class File:
         self.opens = 0
         self.direct_opens = 0
         self.hinted = 0
+        self.setback = Setback()
         self.watcher: Watcher | None = None
         self.changed: FusefsError | None = None
         self.inspected = False
@@ -143,6 +147,7 @@ class File:
         self.data_start: int | None = None
         self.touched_block: int | None = None
         self.pushed: PushedPages | None = None
+        self.ledger: Ledger | None = None
 
     def has(self, index: int) -> bool:
         """Whether this block is wanted, on its way or there."""

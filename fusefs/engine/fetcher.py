@@ -21,6 +21,7 @@ import trio
 
 from fusefs.engine import jobs
 from fusefs.engine.blocks import Block, File, State
+from fusefs.engine.checking import Checking
 from fusefs.engine.hedges import Hedges, Run, Tries
 from fusefs.engine.pace import Pace
 from fusefs.engine.slots import Slots
@@ -77,7 +78,9 @@ _FIRST = Tries()
 class Fetcher:
     """Blocks on their way.
 
-    The mutable state of Fetcher is the runs in flight, the demand queue and the retry heap.
+    The mutable state of Fetcher is the runs in flight, the demand queue, the retry heap, what of it
+    is due and not waited for (`_again`), what of both somebody has come for (`_joined`), and when
+    files may be fetched ahead again.
     INVARIANT: one Block per (file, index) is QUEUED, FETCHING or READY; a FETCHING block is in
     exactly one run; a slot of a run is not taken until its worker said it is done or died.
     """
@@ -100,9 +103,13 @@ class Fetcher:
         self._on_landed = on_landed
         self._pace = pace
         self._hedges = Hedges(slots, counters)
+        self._checking = Checking(budget.block_size, counters, self._condemn)
         self._runs: dict[int, Run] = {}
         self._demand: deque[tuple[Block, Tries]] = deque()
         self._retries: list[tuple[float, int, list[Block], Tries]] = []
+        self._again: deque[tuple[list[Block], Tries]] = deque()
+        self._joined: set[Block] = set()
+        self._resume_s: list[float] = []
         self._serial = itertools.count()
         self._wakeup = trio.Event()
 
@@ -116,13 +123,15 @@ class Fetcher:
                 block = file.blocks[index] = Block(file, index)
                 self._demand.append((block, _FIRST))
                 found = Found.MISS
-            elif block.state is not State.READY and found is Found.HIT:
-                found = Found.JOIN
+            elif block.state is not State.READY:
+                found = Found.JOIN if found is Found.HIT else found
+                if block.state is State.QUEUED and not block.waiters:
+                    self._joined.add(block)
             block.waiters += 1
             blocks.append(block)
         if found is not Found.HIT:
             self._slots.reader_waits()
-        if found is Found.MISS:
+        if found is Found.MISS or self._joined:
             self.wake()
         return blocks, found
 
@@ -150,12 +159,13 @@ class Fetcher:
         """A message of the pool about a read job."""
         run = self._runs[message["id"]]
         if "landed" in message:
-            self._land(run, message["landed"] // self._budget.block_size)
+            landed = message["landed"] // self._budget.block_size
+            self._land(run, landed, message.get("sums"))
             return
         del self._runs[message["id"]]
         self._pace.ended()
         if "ok" in message:
-            self._land(run, len(run.blocks))
+            self._land(run, len(run.blocks), message["ok"])
             self._hedges.ended(run)
         elif "lost" in message:
             self._failed(run, StoreUnavailable("the worker that fetched this block died"))
@@ -167,7 +177,9 @@ class Fetcher:
 
     def _next_alarm(self) -> float:
         now = trio.current_time()
-        alarms = [self._retries[0][0]] if self._retries else []
+        while self._resume_s and self._resume_s[0] <= now:
+            heapq.heappop(self._resume_s)
+        alarms = self._resume_s[:1] + [due for due, *_ in self._retries[:1]]
         if self._pace.alarm_s > now:
             alarms.append(self._pace.alarm_s)
         if self._runs:
@@ -179,8 +191,11 @@ class Fetcher:
         while self._demand and self._workers.idle > 0 and pace.may_demand():
             blocks, tries = self._next_demand()
             if blocks and not self._start(blocks, tries, Rank.ACTIVE):
-                self._demand.extendleft((block, tries) for block in reversed(blocks))
                 return  # every slot is pinned or in flight; a release or an answer wakes us
+        while self._again and self._workers.idle > 0 and pace.may_prefetch():
+            if not self._start(*self._again.popleft(), Rank.IDLE):
+                return
+            pace.prefetched()
         while self._workers.idle > 0 and pace.may_prefetch():
             if not self._slots.may_prefetch(pace.range_blocks, pace.in_flight_max):
                 return
@@ -191,6 +206,7 @@ class Fetcher:
             blocks = [Block(file, first + i) for i in range(min(count, pace.range_blocks))]
             if not self._start(blocks, _FIRST, Rank.IDLE):
                 return
+            pace.prefetched()
 
     def _next_demand(self) -> tuple[list[Block], Tries]:
         """Queued blocks that one request can fetch: neighbours in one file, tried equally often."""
@@ -208,13 +224,15 @@ class Fetcher:
     def _start(self, blocks: list[Block], tries: Tries, highest: Rank) -> bool:
         """Take slots and start fetching as many of `blocks` as fit next to each other."""
         count = self._slots.settle_in(blocks, highest)
-        if not count:
-            return False
-        for block in reversed(blocks[count:]):
-            if block.file.has(block.index):  # queued by demand or retry; prefetch is asked anew
-                self._demand.appendleft((block, tries))
-        self._send(blocks[:count], tries)
-        return True
+        # The rest was queued by demand or a retry, or else prefetch is asked anew.
+        rest = [block for block in blocks[count:] if block.file.has(block.index)]
+        if highest is not Rank.IDLE:
+            self._demand.extendleft((block, tries) for block in reversed(rest))
+        elif rest:
+            self._again.appendleft((rest, tries))
+        if count:
+            self._send(blocks[:count], tries)
+        return count > 0
 
     def _hedge(self) -> None:
         """Start second runs for late ones, beside the limit: they are few."""
@@ -244,7 +262,7 @@ class Fetcher:
 
     # -- what comes back --------------------------------------------------------------------------
 
-    def _land(self, run: Run, landed: int) -> None:
+    def _land(self, run: Run, landed: int, sums: jobs.Message | None) -> None:
         now = trio.current_time()
         size = 0
         ready = []
@@ -252,10 +270,13 @@ class Fetcher:
             size += run.blocks[position].extent.size
             block = self._hedges.winner(run, position)
             if block is not None:
-                block.touched_s = now
-                block.settle(State.READY)
                 ready.append(block)
+        self._checking.landed(run.blocks[0].file, sums, ready)
+        for block in ready:
+            block.touched_s = now
+            block.settle(State.READY)
         if size:
+            run.blocks[0].file.setback.landed()
             self._counters.bytes_fetched += size
             self._pace.landed(size, run.told_s, is_first=run.landed == 0)
             self._hedges.landed(size, now - run.told_s, is_first=run.landed == 0)
@@ -266,6 +287,7 @@ class Fetcher:
     def _failed(self, run: Run, error: FusefsError) -> None:
         """Retry what may succeed later, fail the rest. The worker has stopped writing."""
         self._counters.fetch_errors += 1
+        self._checking.failed(error)
         if isinstance(error, StoreThrottled):
             self._pace.throttled(error.retry_after_s)
         file = run.blocks[0].file
@@ -273,8 +295,7 @@ class Fetcher:
         blocks = self._hedges.ended(run)
         if isinstance(error, ObjectChanged) and file.changed is None:
             log.warning("%s changed in the store while it was open: %s", file.meta.id.key, error)
-            file.changed = error
-            self._on_changed(file)
+            self._mark_changed(file, error)
         if not blocks:
             return
         if self._worth_retrying(error, tries, blocks):
@@ -283,6 +304,15 @@ class Fetcher:
         if any(block.waiters for block in blocks):
             log.warning("fetching %s failed: %s", file.meta.id.key, error)
         self._give_up(blocks, error)
+
+    def _condemn(self, file: File, error: FusefsError) -> None:
+        """Bytes of this version are wrong, and nobody knows which: give out no more of them."""
+        log.warning("%s", error)
+        self._mark_changed(file, error)
+
+    def _mark_changed(self, file: File, error: FusefsError) -> None:
+        file.changed = error
+        self._on_changed(file)
 
     def _worth_retrying(self, error: FusefsError, tries: Tries, blocks: list[Block]) -> bool:
         if isinstance(error, CorruptData):
@@ -303,15 +333,39 @@ class Fetcher:
         heapq.heappush(self._retries, (due, next(self._serial), blocks, tries))
 
     def _requeue_due(self) -> None:
-        """Blocks whose pause is over go to the front of demand; those nobody wants are dropped."""
+        """Blocks whose pause is over: waited for, to the front of demand; unwanted, dropped."""
         now = trio.current_time()
+        if self._joined:
+            self._promote()
         while self._retries and self._retries[0][0] <= now:
             _, _, blocks, tries = heapq.heappop(self._retries)
             if tries.are_spent(blocks):
                 self._give_up(blocks, StoreUnavailable("given up after repeated failures"))
-                continue
-            self._demand.extendleft((block, tries) for block in reversed(blocks))
+            elif any(block.waiters for block in blocks):
+                self._demand.extendleft((block, tries) for block in reversed(blocks))
+            else:
+                self._again.append((blocks, tries))
+
+    def _promote(self) -> None:
+        """Somebody came for blocks that nobody waited for: their pause is over."""
+        joined, self._joined = self._joined, set()
+        entries = [*self._retries, *((0.0, next(self._serial), *each) for each in self._again)]
+        self._retries = [
+            (due if joined.isdisjoint(blocks) else 0.0, serial, blocks, tries)
+            for due, serial, blocks, tries in entries
+        ]
+        self._again.clear()
+        heapq.heapify(self._retries)
 
     def _give_up(self, blocks: list[Block], error: FusefsError) -> None:
+        """Forget blocks; their plan comes back to them, after a pause if nothing else arrives."""
+        file = blocks[0].file
         for block in blocks:
             self._slots.forget(block, error)
+        if file.changed is not None:
+            return
+        file.plan.want_again(blocks[0].index, blocks[-1].index + 1 - blocks[0].index)
+        if not self._pace.is_set_back:
+            file.setback.gave_up(trio.current_time())
+        self._pace.gave_up()
+        heapq.heappush(self._resume_s, file.setback.until_s)

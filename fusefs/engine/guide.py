@@ -36,6 +36,9 @@ HEADER_PARSED_BYTES_MAX = 4 << 20
 """Larger headers (more than about 40,000 tensors) are trusted by their length: parsing one would
 need its bytes in the arena all at once."""
 
+INDEX_ATTEMPTS_MAX = 4
+"""As often as a prefetch; afterwards the next read of the shard asks anew."""
+
 _INDEXES_CACHED = 16
 
 
@@ -47,17 +50,23 @@ class Caller(Protocol):
 
 
 class Names:
-    """Listings and heads of the store; retried, counted. Obeys `fusefs.tree`'s Lister."""
+    """Listings and heads of the store; retried, counted. Obeys `fusefs.tree`'s Lister.
+
+    A question about names raises `StoreTimeout` past `NAMES_DEADLINE_S`, or the deadline of reads
+    if that is shorter: whoever wants errors soon wants all of them soon.
+    """
 
     def __init__(
         self,
         caller: Caller,
         counters: Counters,
         on_throttled: Callable[[float | None], None],
+        read_deadline_s: float,
     ) -> None:
         self._caller = caller
         self._counters = counters
         self._on_throttled = on_throttled
+        self._deadline_s = min(NAMES_DEADLINE_S, read_deadline_s)
 
     async def check(self, prefix: str) -> None:
         """Return if the source can be mounted; raises what `Store.check` raises."""
@@ -68,19 +77,19 @@ class Names:
         """One page of the names below `prefix`."""
         self._counters.requests_list += 1
         next_token, parts = await self._retried(
-            NAMES_DEADLINE_S, jobs.LIST, prefix=prefix, token=token
+            self._deadline_s, jobs.LIST, prefix=prefix, token=token
         )
         return jobs.page_from_parts(parts, next_token)
 
     async def head(self, key: str) -> ObjectMeta:
         """The current version of one key."""
         self._counters.requests_head += 1
-        wire, _ = await self._retried(NAMES_DEADLINE_S, jobs.HEAD, key=key)
+        wire, _ = await self._retried(self._deadline_s, jobs.HEAD, key=key)
         return jobs.meta_from_wire(wire)
 
     async def _retried(self, deadline_s: float, op: str, **arguments: Any) -> tuple[Any, list[Any]]:
         attempt = 0
-        last: StoreUnavailable = StoreTimeout(f"no answer from the store within {deadline_s:g} s")
+        last: StoreUnavailable | None = None
         with trio.move_on_after(deadline_s):
             while True:
                 attempt += 1
@@ -96,7 +105,8 @@ class Names:
                         self._on_throttled(after)
                     chance = random.random()  # noqa: S311 - jitter, no secret
                     await trio.sleep(backoff_s(attempt, chance, after))
-        raise last
+        why = f": {last}" if last else ""
+        raise StoreTimeout(f"no answer from the store within {deadline_s:g} s{why}")
 
 
 class Guide:
@@ -178,11 +188,24 @@ class Guide:
             self._counters.requests += 1
             self._counters.requests_read += 1
             self._counters.bytes_fetched += meta.size
-            _, parts = await self._caller.call(
-                jobs.INDEX, key=meta.id.key, etag=meta.id.etag, size=meta.size
-            )
+            _, parts = await self._read_index(meta)
             self._indexes[meta] = [name for part in parts for name in part]
         return self._indexes[meta]
+
+    async def _read_index(self, meta: ObjectMeta) -> tuple[Any, list[Any]]:
+        """Tried a few times: without its answer no shard is fetched before it is opened."""
+        for attempt in range(1, INDEX_ATTEMPTS_MAX):
+            try:
+                return await self._ask_index(meta)
+            except StoreUnavailable:
+                self._counters.retries += 1
+                chance = random.random()  # noqa: S311 - jitter, no secret
+                await trio.sleep(backoff_s(attempt, chance))
+        return await self._ask_index(meta)
+
+    async def _ask_index(self, meta: ObjectMeta) -> tuple[Any, list[Any]]:
+        arguments = {"key": meta.id.key, "etag": meta.id.etag, "size": meta.size}
+        return await self._caller.call(jobs.INDEX, **arguments)
 
     @asynccontextmanager
     async def _pinned(self, file: File, extent: Extent) -> AsyncIterator[list[Block]]:

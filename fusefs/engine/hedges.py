@@ -22,7 +22,7 @@ LOOK_EVERY_S = 0.1
 """How often runs in flight are looked at: a fifth of what counts as late at least."""
 
 PREFETCH_ATTEMPTS_MAX = 4
-"""A prefetch nobody waits for is given up after so many failures; demand asks again by itself."""
+"""A prefetch nobody waits for is given up after so many failures: its plan comes back to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +42,7 @@ class Tries:
         )
 
     def are_spent(self, blocks: list[Block]) -> bool:
-        """Whether to let go of blocks: nobody waits for them, and there was no "later" as answer.
-
-        A plan does not come back to what was given up, so a reader would meet it block by block.
-        """
+        """Whether to let go of blocks: nobody waits for them, and the answer was not "later"."""
         refused = self.failed if blocks[0].file.opens <= 0 else self.failed - self.throttled
         return refused >= PREFETCH_ATTEMPTS_MAX and not any(block.waiters for block in blocks)
 

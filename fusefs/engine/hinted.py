@@ -15,7 +15,7 @@ import trio
 
 from fusefs.engine.blocks import Block, File, FileTable, State
 from fusefs.engine.slots import Slots
-from fusefs.errors import FusefsError
+from fusefs.errors import FusefsError, StoreUnavailable
 from fusefs.objects import Extent, ObjectMeta
 from fusefs.policy.hinted import Pair, Wanted
 from fusefs.policy.plan import Priority
@@ -183,10 +183,16 @@ class WarmPlan:
             if run is not None and part.is_alive(self._failed_to):
                 return part.file, *run
             self._first.popleft()
-        while self._queue:
+        resting = 0
+        while resting < len(self._queue):
             part = self._queue[0]
+            if not part.file.setback.may_try(trio.current_time()):
+                self._queue.rotate(-1)
+                resting += 1
+                continue
             run = part.wanted.next_run(part.file.plan.range_blocks, part.file.has)
             if run is not None and part.is_alive(self._failed_to):
+                part.file.setback.tried(trio.current_time())
                 return part.file, *run
             self._queue.popleft().queued = False
         return None
@@ -197,7 +203,9 @@ class WarmPlan:
 
     def lost(self, part: Part, block: Block) -> None:
         """A block is gone: failed for good, or to be fetched again if it had not landed."""
-        if block.error is not None:
+        # Who listens is told, and reads by himself; else nobody comes back to what was given up.
+        retried = self._failed_to is None and isinstance(block.error, StoreUnavailable)
+        if block.error is not None and not retried:
             if part.wanted.parts(block.index):
                 part.fail(block.error, self._failed_to)
         elif part.wanted.run_in(block.index, block.index + 1, 1, part.file.has):
@@ -334,6 +342,8 @@ class HintedPlans:
             return False
         is_said = False
         for plan, part in those:
+            if part.error is not None:
+                continue  # nothing is fetched for it any more: it is read like any other file
             plan.accessed(part, indices)
             wanted = part.wanted
             if not wanted.is_whole and wanted.near(extent.start, extent.stop, READ_PAST_BYTES):

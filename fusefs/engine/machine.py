@@ -5,8 +5,11 @@ Reads /proc and /sys, decides nothing.
 
 from __future__ import annotations
 
+import ctypes
 import os
+import resource
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 CORES_FULL = 0.95
@@ -15,10 +18,17 @@ CORES_FULL = 0.95
 CORES_OURS = 0.5
 """The reader takes a quarter of what a load costs, a store on the same machine another one."""
 
+_PR_SET_NAME = 15
+"""Of <linux/prctl.h>; names the calling thread, and a process shows as its first one."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+DESCRIPTORS_WANTED = 65536
+"""More than a thousand connections, the most there may be, in one worker."""
+
 
 def name_process(name: str) -> None:
     """Show as `name` (at most 15 bytes) in ps and top, where all of us would be "python"."""
-    Path("/proc/self/comm").write_text(name)
+    _libc.prctl(_PR_SET_NAME, name.encode(), 0, 0, 0)  # /proc/self/comm may be closed to us
 
 
 def memory_available(root: Path = Path("/")) -> int:
@@ -42,9 +52,58 @@ def page_cache_room(root: Path = Path("/")) -> int:
     return max(0, min(rooms) // 2)
 
 
+@dataclass(frozen=True, slots=True)
+class MemoryLevel:
+    """One memory cgroup with a limit, in bytes.
+
+    `used` is charged to it, `kept` of that cannot be dropped, and so many processes were `killed`
+    there for want of memory.
+    """
+
+    path: str
+    limit: int
+    used: int
+    kept: int
+    killed: int
+
+
+def memory_levels(pid: int, root: Path = Path("/")) -> list[MemoryLevel]:
+    """The memory cgroups with a limit above another process. Raises OSError if it has ended."""
+    levels = []
+    for directory, file in _memory_cgroups(root, str(pid)):
+        is_v2 = file == "memory.max"
+        for level, limit in _limits_upwards(directory, file):
+            if limit < _UNLIMITED:
+                used = (
+                    level / ("memory.current" if is_v2 else "memory.usage_in_bytes")
+                ).read_text()
+                events = level / ("memory.events" if is_v2 else "memory.oom_control")
+                killed = dict(line.split() for line in events.read_text().splitlines())
+                levels.append(
+                    MemoryLevel(
+                        str(level),
+                        limit,
+                        int(used),
+                        _kept(level, file),
+                        int(killed.get("oom_kill", 0)),
+                    )
+                )
+    return levels
+
+
 def cores_available() -> int:
     """Cores this process may run on."""
     return len(os.sched_getaffinity(0))
+
+
+def raise_descriptor_limit() -> int:
+    """Open files each of our processes may have, from now on: as many as root allows us."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS_WANTED if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS_WANTED)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        return wanted
+    return DESCRIPTORS_WANTED if soft == resource.RLIM_INFINITY else soft
 
 
 class Cores:
@@ -95,10 +154,10 @@ def _meminfo(root: Path, name: str) -> int:
     raise OSError(f"/proc/meminfo has no {name} line")
 
 
-def _memory_cgroups(root: Path) -> list[tuple[Path, str]]:
-    """Our cgroup directories that may hold a memory limit, with the limit's file name (v2, v1)."""
+def _memory_cgroups(root: Path, process: str = "self") -> list[tuple[Path, str]]:
+    """The cgroup directories that may hold a memory limit, with the limit's file name (v2, v1)."""
     found = []
-    for line in (root / "proc/self/cgroup").read_text().splitlines():
+    for line in (root / "proc" / process / "cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         relative = path.lstrip("/")
         if not controllers:
@@ -113,18 +172,23 @@ _KEPT = frozenset({"anon", "shmem", "slab_unreclaimable", "kernel_stack", "paget
 
 _KEPT_V1 = frozenset({"total_rss", "total_shmem"})
 
+_UNLIMITED = 1 << 60
+"""v1 has no word for "no limit", but a number near 2^63."""
+
 
 def _rooms_upwards(directory: Path, file: str) -> list[int]:
     """What each limit above us leaves for pages."""
-    rooms = []
-    for level, limit in _limits_upwards(directory, file):
-        kept = 0
-        for line in (level / "memory.stat").read_text().splitlines():
-            name, _, size = line.partition(" ")
-            if name in (_KEPT if file == "memory.max" else _KEPT_V1):
-                kept += int(size)
-        rooms.append(limit - kept)
-    return rooms
+    return [limit - _kept(level, file) for level, limit in _limits_upwards(directory, file)]
+
+
+def _kept(level: Path, file: str) -> int:
+    """How much of what is charged to a level cannot be dropped."""
+    kept = 0
+    for line in (level / "memory.stat").read_text().splitlines():
+        name, _, size = line.partition(" ")
+        if name in (_KEPT if file == "memory.max" else _KEPT_V1):
+            kept += int(size)
+    return kept
 
 
 def _limits_upwards(directory: Path, file: str) -> list[tuple[Path, int]]:

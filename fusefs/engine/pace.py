@@ -12,13 +12,15 @@ import trio
 
 from fusefs.policy.budget import ArenaBudget
 from fusefs.policy.concurrency import Concurrency
+from fusefs.policy.setback import Setback
 from fusefs.telemetry.counters import Counters
 
 
 class Pace:
     """How many requests may be in flight now, and how large.
 
-    The mutable state of Pace is its controller and the number of requests in flight.
+    The mutable state of Pace is its controller, the number of requests in flight, and whether
+    nothing arrives at all (`_setback`).
     """
 
     def __init__(
@@ -28,6 +30,7 @@ class Pace:
         self._counters = counters
         self._are_cores_full = are_cores_full
         self._control = Concurrency(budget)
+        self._setback = Setback()
         self._in_flight = 0
 
     @property
@@ -42,8 +45,13 @@ class Pace:
 
     @property
     def alarm_s(self) -> float:
-        """When prefetch may go on that the store has stopped; past if it has not."""
-        return self._control.prefetch_after_s
+        """When prefetch may go on that was stopped; past if it was not."""
+        return max(self._control.prefetch_after_s, self._setback.until_s)
+
+    @property
+    def is_set_back(self) -> bool:
+        """Whether prefetch was given up and nothing has arrived since."""
+        return self._setback.lasts
 
     def may_demand(self) -> bool:
         """Whether a request that somebody waits for may start."""
@@ -51,7 +59,7 @@ class Pace:
 
     def may_prefetch(self) -> bool:
         """Whether a request that nobody waits for may start."""
-        if trio.current_time() < self._control.prefetch_after_s:
+        if trio.current_time() < self.alarm_s:
             return False
         return self._in_flight < self._control.prefetch_limit
 
@@ -60,9 +68,18 @@ class Pace:
         self._in_flight += 1
         self._control.started(size, self._in_flight, trio.current_time())
 
+    def prefetched(self) -> None:
+        """The request sent last is one that nobody waits for."""
+        self._setback.tried(trio.current_time())
+
+    def gave_up(self) -> None:
+        """Blocks were given up: while nothing arrives, prefetch is a probe now and then."""
+        self._setback.gave_up(trio.current_time())
+
     def landed(self, size: int, since_s: float, is_first: bool) -> None:
         """A request's next bytes are here; the ones before came, or it was sent, at `since_s`."""
         now = trio.current_time()
+        self._setback.landed()
         self._control.landed(size, now - since_s, is_first, now)
         if self._control.is_due(now):
             self._control.review(now, self._are_cores_full())

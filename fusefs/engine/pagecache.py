@@ -21,7 +21,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
-import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -29,6 +28,7 @@ import trio
 
 from fusefs.engine import jobs
 from fusefs.engine.arena import Arena
+from fusefs.engine.beginnings import CannotStart, start_module
 from fusefs.engine.blocks import Block, File, State
 from fusefs.engine.slots import Slots
 from fusefs.objects import Extent
@@ -59,6 +59,9 @@ before they are read: pushing more would only drop more."""
 
 LOST_BYTES_MIN = 64 << 20
 LOST_PAUSE_S = 30.0
+
+START_AGAIN_S = 10.0
+"""Before another try, where the system refused us a process: READs serve meanwhile."""
 
 STARTS_MAX = 4
 """A pusher that dies again and again is left dead: READs serve every byte without it."""
@@ -134,7 +137,7 @@ class PageCache:
     async def run(self, start: StartPusher) -> None:
         """Keep a pusher; returns when it died too often, and is cancelled otherwise."""
         for _ in range(STARTS_MAX):
-            pusher = await start()
+            pusher = await self._started(start)
             with pusher.channel as channel:
                 self._channel = channel
                 self.pid = pusher.pid
@@ -147,6 +150,18 @@ class PageCache:
             log.warning("the page cache pusher died")
         self.refused = "the pusher died repeatedly"
         log.error("pages are not pushed any more: the pusher died %d times", STARTS_MAX)
+
+    async def _started(self, start: StartPusher) -> Pusher:
+        """A pusher, as soon as there can be one."""
+        told = False
+        while True:
+            try:
+                return await start()
+            except CannotStart as error:
+                if not told:
+                    log.warning("nothing is pushed for now: %s", error)
+                told = True
+            await trio.sleep(START_AGAIN_S)
 
     def landed(self, blocks: list[Block]) -> None:
         """Blocks of one file, in order, have just become READY: push those nobody waits for."""
@@ -303,13 +318,8 @@ class PageCache:
 
 
 async def start_pusher(fuse_fd: int, arena_fd: int, threads: int) -> Pusher:
-    """Start the pusher of the mount behind `fuse_fd`."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    fds = (theirs.fileno(), fuse_fd, arena_fd)
-    with theirs:
-        process = await trio.lowlevel.open_process(
-            [sys.executable, "-m", "fusefs.engine.pusher", *map(str, fds), str(threads)],
-            pass_fds=fds,
-        )
+    """Start the pusher of the mount behind `fuse_fd`. Raises CannotStart."""
+    fds = (fuse_fd, arena_fd)
+    ours, process = await start_module("fusefs.engine.pusher", fds, str(threads))
     ours.setblocking(False)
     return Pusher(ours, process.pid, process.wait)

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import signal
 import socket
 import struct
-import sys
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from typing import Any
 import trio
 
 from fusefs.engine import jobs
+from fusefs.engine.beginnings import CannotStart, channel_pair, start_module
 from fusefs.errors import FusefsError, InternalError, StoreUnavailable, from_wire
 from fusefs.telemetry.counters import Counters
 
@@ -30,6 +32,12 @@ CALL_ATTEMPTS_MAX = 3
 
 RESPAWN_PAUSE_S = 0.5
 """Between deaths of workers: a crash loop must not burn a core."""
+
+START_TIMEOUT_S = 25.0
+"""For a spawner to import its SDK, 1 s; the keeper waits 30 s for all of a start."""
+
+FORK_TIMEOUT_S = 10.0
+"""A spawner forks in milliseconds. One that is stopped, or hangs, is replaced."""
 
 ReadHandler = Callable[[jobs.Message], None]
 
@@ -61,13 +69,43 @@ class _Worker:
 
 
 @dataclass(frozen=True, slots=True)
-class _Spawner:
-    """The process that forks workers, and what it takes to start it again."""
+class Started:
+    """A spawner that was started, whoever did: its pid, and our end of its control socket."""
 
-    process: trio.Process
+    pid: int
+    control: socket.socket
+
+
+@dataclass(frozen=True, slots=True)
+class _Spawner:
+    """The process that forks workers, and what it takes to start it again.
+
+    `pidfd` tells when it ends; `process` is there if we started it, and is to be reaped by us.
+    """
+
+    pid: int
+    pidfd: int
     control: trio.socket.SocketType
     arena_fd: int
     job_fd: int
+    process: trio.Process | None
+
+    async def wait(self) -> None:
+        """Return once it has ended."""
+        await trio.lowlevel.wait_readable(self.pidfd)
+        if self.process is not None:
+            await self.process.wait()
+
+    async def end(self) -> None:
+        """Kill it, whatever it is doing, and return once it is gone."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+        await self.wait()
+
+    def close(self) -> None:
+        """It has ended, and is forgotten."""
+        self.control.close()
+        os.close(self.pidfd)
 
 
 class Pool:
@@ -106,16 +144,32 @@ class Pool:
     @property
     def spawner_pid(self) -> int:
         """Process id of the spawner, 0 before `start`."""
-        return self._spawner.process.pid if self._spawner else 0
+        return self._spawner.pid if self._spawner else 0
 
-    async def start(self, arena_fd: int, job_fd: int) -> None:
-        """Start the spawner and all workers.
+    async def start(self, arena_fd: int, job_fd: int, started: Started | None = None) -> None:
+        """Start all workers, from a spawner that somebody started for us or from one of our own.
 
-        Raises what the store's adapter says of its settings.
+        Raises what the store's adapter says of its settings, and CannotStart.
         """
-        self._spawner = await _start_spawner(arena_fd, job_fd)
+        self._spawner = await _start_spawner(arena_fd, job_fd, started)
         for _ in range(self._wanted):
-            self._workers.append(await self._spawn())
+            worker = await _fork_worker(self._spawner, self._threads)
+            if worker is None:
+                raise InternalError("the worker spawner died at once; see the log")
+            self._workers.append(worker)
+
+    async def start_anyhow(self, arena_fd: int, job_fd: int, started: Started) -> None:
+        """Like `start`, for as long as it takes: readers wait already, whatever is wrong."""
+        source: Started | None = started
+        while True:
+            try:
+                await self.start(arena_fd, job_fd, source)
+            except FusefsError as error:
+                log.error("no worker starts: %s; trying again", error)  # noqa: TRY400 - a sentence
+                source = None
+                await trio.sleep(RESPAWN_PAUSE_S)
+            else:
+                return
 
     async def run(self, on_read: ReadHandler, on_idle: Callable[[], None]) -> None:
         """Deliver answers for ever.
@@ -125,6 +179,8 @@ class Pool:
         """
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._attend_spawner)
+            self._start_calls()  # those that were asked before there was a worker
+            on_idle()
             for worker in list(self._workers):
                 nursery.start_soon(self._attend, worker, on_read, on_idle)
 
@@ -177,30 +233,39 @@ class Pool:
 
     async def _spawn(self) -> _Worker:
         """A new worker, however long it takes: readers wait, and have their own deadline."""
+        told = ""
         while True:
             async with self._fork_lock:  # one question at a time on the control socket
                 assert self._spawner is not None
-                worker = await _fork_worker(self._spawner, self._threads)
-                if worker is not None:
-                    return worker
-                await self._restart_spawner(self._spawner)
+                try:
+                    worker = await _fork_worker(self._spawner, self._threads)
+                except CannotStart as error:
+                    if str(error) != told:
+                        told = str(error)
+                        log.error("no worker can be started: %s", error)  # noqa: TRY400
+                else:
+                    if worker is not None:
+                        return worker
+                    await self._restart_spawner(self._spawner)
+                    continue
+            await trio.sleep(RESPAWN_PAUSE_S)
 
     async def _attend_spawner(self) -> None:
         """Put another spawner in the place of one that died; its workers live on."""
         while True:
             spawner = self._spawner
             assert spawner is not None
-            await spawner.process.wait()
+            await spawner.wait()
             async with self._fork_lock:
                 if self._spawner is spawner:
                     await self._restart_spawner(spawner)
 
     async def _restart_spawner(self, dead: _Spawner) -> None:
         log.warning("the worker spawner died; starting it again")
-        await dead.process.wait()
+        await dead.end()  # one that hangs would be waited for in vain
         try:
             self._spawner = await _start_spawner(dead.arena_fd, dead.job_fd)
-            dead.control.close()
+            dead.close()
         except FusefsError as error:
             log.error("the worker spawner does not start: %s", error)  # noqa: TRY400 - a sentence
             await trio.sleep(RESPAWN_PAUSE_S)
@@ -276,47 +341,53 @@ class Pool:
         return last
 
 
-async def _start_spawner(arena_fd: int, job_fd: int) -> _Spawner:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    fds = (theirs.fileno(), arena_fd, job_fd)
-    with theirs:
-        process = await trio.lowlevel.open_process(
-            [sys.executable, "-m", "fusefs.engine.spawner", *map(str, fds)], pass_fds=fds
-        )
-    control = trio.socket.from_stdlib_socket(ours)
-    hello = await _ask(control)
+async def _start_spawner(arena_fd: int, job_fd: int, started: Started | None = None) -> _Spawner:
+    process = None
+    if started is None:
+        ours, process = await start_module("fusefs.engine.spawner", (job_fd,))
+        started = Started(process.pid, ours)
+    control = trio.socket.from_stdlib_socket(started.control)
+    try:
+        pidfd = os.pidfd_open(started.pid)
+    except ProcessLookupError as error:
+        control.close()
+        raise InternalError("the worker spawner did not start; see the log") from error
+    spawner = _Spawner(started.pid, pidfd, control, arena_fd, job_fd, process)
+    hello = await _ask(control, START_TIMEOUT_S)
     if hello is not None and "error" not in hello:
-        return _Spawner(process, control, arena_fd, job_fd)
-    control.close()
-    await process.wait()
+        return spawner
+    await spawner.end()
+    spawner.close()
     if hello is None:
         raise InternalError("the worker spawner did not start; see the log")
     raise from_wire(hello["error"])
 
 
 async def _fork_worker(spawner: _Spawner, threads: int) -> _Worker | None:
-    """A new worker, or None if the spawner is gone."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    """A new worker, or None if the spawner is gone. Raises CannotStart."""
+    ours, theirs = channel_pair()
     with theirs:
         request = jobs.encode({"threads": threads})
-        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", theirs.fileno()))]
+        fds = struct.pack("ii", theirs.fileno(), spawner.arena_fd)
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)]
         try:
             await spawner.control.sendmsg([request], ancillary)
         except (BrokenPipeError, ConnectionResetError):
             ours.close()
             return None
-    answer = await _ask(spawner.control)
-    if answer is None:
+    answer = await _ask(spawner.control, FORK_TIMEOUT_S)
+    if answer is None or "error" in answer:
         ours.close()
-        return None
+        if answer is None:
+            return None
+        raise CannotStart(answer["error"])
     ours.setblocking(False)
     return _Worker(answer["pid"], ours, threads)
 
 
-async def _ask(control: trio.socket.SocketType) -> jobs.Message | None:
-    """The next message, or None at the end of the stream."""
-    try:
+async def _ask(control: trio.socket.SocketType, timeout_s: float) -> jobs.Message | None:
+    """The next message, or None at the end of the stream, or when time is up."""
+    data = b""
+    with trio.move_on_after(timeout_s), contextlib.suppress(ConnectionResetError):
         data = await control.recv(jobs.MESSAGE_BYTES_MAX)
-    except ConnectionResetError:
-        return None
     return jobs.decode(data) if data else None

@@ -20,7 +20,7 @@ import trio
 from fusefs.engine.blocks import File, FileTable
 from fusefs.engine.companions import Companions
 from fusefs.engine.hinted import HintedPlans
-from fusefs.errors import CorruptData, FusefsError, StoreTimeout
+from fusefs.errors import CorruptData, FusefsError, StoreTimeout, StoreUnavailable
 from fusefs.objects import Extent, ObjectMeta
 from fusefs.policy.companions import companions_of
 from fusefs.policy.kinds import Kind
@@ -41,6 +41,9 @@ _QUESTIONS_MAX = 1000
 
 _ASKERS = 4
 """Questions under way at once: one shard of a store that hangs must not hold up the others."""
+
+ASK_AGAIN_S = 1.0
+"""Between two questions about one file: an index costs one small request."""
 
 _ANSWER_DEADLINE_S = 60.0
 """A question that is not answered by then is asked again at the next access."""
@@ -70,6 +73,17 @@ class ShardGuide(Protocol):
         """The files of its directory, as far as they are known without asking the store."""
 
 
+def _run_of(file: File, priority: Priority) -> tuple[File, int, int] | None:
+    """What the file's plan wants next, unless it changed, or rests after a setback."""
+    if file.changed is not None or not file.setback.may_try(trio.current_time()):
+        return None
+    run = file.plan.next_run(priority, file.has)
+    if run is None:
+        return None
+    file.setback.tried(trio.current_time())
+    return file, *run
+
+
 @dataclass(slots=True)
 class _Left:
     """What a shard that was closed while a model was being read leaves to do."""
@@ -84,7 +98,8 @@ class Prefetcher:
     """The plans of all open files.
 
     The mutable state of Prefetcher is the active files (most recently read last), the shards ahead
-    of them, what the one closed last left to do, companions, and the questions under way.
+    of them, what the one closed last left to do, companions, the questions under way, and when to
+    ask again what the store did not answer.
     INVARIANT: every file in `_ahead` counts as opened once more.
     """
 
@@ -105,6 +120,7 @@ class Prefetcher:
         self._active: OrderedDict[int, File] = OrderedDict()
         self._ahead: list[File] = []
         self._followers: dict[int, list[ObjectMeta]] = {}
+        self._unanswered: dict[int, float] = {}
         self._left: _Left | None = None
         self._accessed_s = 0.0
         send, receive = trio.open_memory_channel[tuple[File, _About]](_QUESTIONS_MAX)
@@ -136,8 +152,11 @@ class Prefetcher:
             self._question(file, _About.COMPANIONS)
         passes = plan.passes
         plan.access(extent, taken)
-        if plan.passes != passes and file.started:
-            self._question(file, _About.FOLLOWERS)  # the shards after it are gone as well
+        asks_again = self._unanswered.get(id(file), self._accessed_s) < self._accessed_s
+        if file.started and (asks_again or plan.passes != passes):
+            # The store did not say, or the shards after it are gone as well.
+            self._unanswered.pop(id(file), None)
+            self._question(file, _About.FOLLOWERS)
         self._activate(file)
         self._wake()
 
@@ -151,6 +170,7 @@ class Prefetcher:
             self._left = _Left(file, trio.current_time(), file.plan.passes, followers or [])
         self._active.pop(id(file), None)
         self._followers.pop(id(file), None)
+        self._unanswered.pop(id(file), None)
         file.started = False
         file.touched_block = None
         file.plan.stop()
@@ -169,9 +189,9 @@ class Prefetcher:
                     return companion
                 continue
             for file in reversed(self._active.values()):
-                run = file.plan.next_run(priority, file.has)
-                if run is not None and file.changed is None:
-                    return file, *run
+                run = _run_of(file, priority)
+                if run is not None:
+                    return run
         return self._next_shard_run()
 
     async def run(self, guide: ShardGuide) -> None:
@@ -193,6 +213,8 @@ class Prefetcher:
                 log.info("no plan for %s: %s", file.meta.id.key, error)
                 if about is _About.HEAD:
                     file.inspected = False
+                elif isinstance(error, StoreUnavailable):
+                    self._unanswered[id(file)] = trio.current_time() + ASK_AGAIN_S
             self._wake()
 
     async def _ask_guide(self, file: File, about: _About, guide: ShardGuide) -> None:
@@ -284,11 +306,11 @@ class Prefetcher:
             return None
         while True:
             for file in self._ahead:
-                run = file.plan.next_run(Priority.REST, file.has)
-                if run is not None and file.changed is None:
-                    return file, *run
+                run = _run_of(file, Priority.REST)
+                if run is not None:
+                    return run
             self._drop_spent()
-            if not self._send_ahead():
+            if any(file.setback.lasts for file in self._ahead) or not self._send_ahead():
                 return None
 
     def _send_ahead(self) -> bool:

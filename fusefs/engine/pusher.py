@@ -24,6 +24,7 @@ import threading
 
 from fusefs.engine import jobs
 from fusefs.engine.machine import name_process
+from fusefs.engine.privileges import PUSHER, settle
 from fusefs.engine.shared_memory import map_shared_memory
 
 _HEADER = struct.Struct("<IiQQQII")
@@ -46,8 +47,9 @@ class Pusher:
 
     def run(self, threads: int) -> None:
         """Push until the daemon closes its end of the socket."""
-        for number in range(threads - 1):
-            threading.Thread(target=self._serve, name=f"push-{number}", daemon=True).start()
+        with contextlib.suppress(RuntimeError):  # a limit of threads: fewer will do
+            for number in range(threads - 1):
+                threading.Thread(target=self._serve, name=f"push-{number}", daemon=True).start()
         self._serve()
 
     def _serve(self) -> None:
@@ -96,7 +98,9 @@ def main(channel_fd: int, fuse_fd: int, arena_fd: int, threads: int) -> None:
     """Serve one mount."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the keeper's to act on
     name_process("fusefs-push")
-    Pusher(socket.socket(fileno=channel_fd), own_device(fuse_fd), arena_fd).run(threads)
+    device = own_device(fuse_fd)
+    settle(PUSHER)
+    Pusher(socket.socket(fileno=channel_fd), device, arena_fd).run(threads)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,10 @@ task and copies only where two blocks of one READ are not neighbours in the aren
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 import trio
 
 from fusefs.engine.arena import Arena
@@ -14,20 +18,56 @@ from fusefs.engine.fetcher import Fetcher, Found
 from fusefs.engine.pagecache import PageCache
 from fusefs.engine.prefetcher import Prefetcher
 from fusefs.engine.slots import Slots
-from fusefs.errors import FusefsError, StoreTimeout
+from fusefs.errors import ChecksumMismatch, FusefsError, StoreTimeout
 from fusefs.objects import Extent
 from fusefs.policy.extents import blocks_of
 from fusefs.telemetry.counters import Counters
 
+AGAIN_S = 1.0
+"""The kernel asks again, for a page, what its readahead asked for in vain: within milliseconds, and
+whoever reads would wait for the deadline twice. So what was missed a moment ago is waited for so
+long and no longer."""
+
+MISSED_MAX = 1000
+"""Such extents that are remembered: more than there are READs at once."""
+
 PINNED_FRACTION = 4
-"""At most a quarter of the slots belongs to waiting READs (a READ pins one block while it waits for
-the next): more of them could wait for one another for ever."""
+"""At most a quarter of the slots belongs to waiting READs (a READ pins its blocks while it waits
+for the last of them): more of them could wait for one another for ever."""
+
+
+class Admission:
+    """READs that must wait for blocks, within `limit` blocks together; one of any size at least.
+
+    The mutable state of Admission is the blocks that those pin who were let in. The others are let
+    in as they came: a large one is not overtaken for ever.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._turn = trio.Lock()
+        self._pinned = 0
+        self._freed = trio.Event()
+
+    @asynccontextmanager
+    async def admitted(self, blocks: int) -> AsyncIterator[None]:
+        """Inside there is room to pin `blocks` and wait for one more."""
+        async with self._turn:
+            while self._pinned and self._pinned + blocks > self._limit:
+                self._freed = trio.Event()
+                await self._freed.wait()
+            self._pinned += blocks
+        try:
+            yield
+        finally:
+            self._pinned -= blocks
+            self._freed.set()
 
 
 class Reader:
     """Serves READs of any file.
 
-    The mutable state of Reader is the admission of READs that must wait.
+    The mutable state of Reader is what some waited for in vain a moment ago.
     """
 
     def __init__(
@@ -47,7 +87,8 @@ class Reader:
         self._counters = counters
         self._pagecache = pagecache
         self._deadline_s = deadline_s
-        self._waiting = trio.CapacityLimiter(max(1, arena.budget.slots // PINNED_FRACTION))
+        self._missed: deque[tuple[float, File, Extent]] = deque(maxlen=MISSED_MAX)
+        self._waiting = Admission(arena.budget.slots // PINNED_FRACTION)
 
     async def read(self, file: File, offset: int, size: int) -> memoryview | bytes:
         """Return exactly min(size, end of file - offset) bytes.
@@ -70,6 +111,7 @@ class Reader:
 
     async def _view(self, file: File, extent: Extent) -> memoryview | bytes:
         indices = blocks_of(extent, self._arena.block_size)
+        _refuse_wrong(file)
         milestone = self._pagecache.reading(file, extent, indices)
         if milestone is not None:
             self._prefetcher.accessed(file, extent, indices, taken=lambda _: True)
@@ -82,10 +124,23 @@ class Reader:
             return self._answer(extent, indices, [blocks[i] for i in indices])
         if file.changed is not None:
             raise file.changed
-        with trio.move_on_after(self._deadline_s):
-            async with self._waiting:
+        again = self._was_missed(file, extent)
+        with trio.move_on_after(AGAIN_S if again else self._deadline_s):
+            async with self._waiting.admitted(max(1, len(indices) - 1)):
                 return await self._wait_for(file, extent, indices)
+        if not again:
+            self._missed.append((trio.current_time(), file, extent))
         raise StoreTimeout(f"{file.meta.id.key}: no bytes within {self._deadline_s:g} s")
+
+    def _was_missed(self, file: File, extent: Extent) -> bool:
+        """Whether a READ of some of these bytes reached its deadline just now."""
+        oldest = trio.current_time() - AGAIN_S
+        while self._missed and self._missed[0][0] < oldest:
+            self._missed.popleft()
+        return any(
+            missed is file and extent.start < waited.stop and waited.start < extent.stop
+            for _, missed, waited in self._missed
+        )
 
     async def _wait_for(self, file: File, extent: Extent, indices: range) -> memoryview:
         pinned, found = self._fetcher.demand(file, indices)
@@ -98,6 +153,7 @@ class Reader:
                 await block.wait_settled()
                 if block.error is not None:
                     raise block.error
+            _refuse_wrong(file)
             return self._answer(extent, indices, pinned)
         finally:
             self._fetcher.release(pinned)
@@ -119,3 +175,9 @@ class Reader:
             stop = min(extent.stop, whole.stop) - whole.start
             pieces.append(self._arena.view(block.slot, start, stop - start))
         return self._arena.join(pieces)
+
+
+def _refuse_wrong(file: File) -> None:
+    """Raise if bytes of this version are known to be wrong: those that are here may be them."""
+    if isinstance(file.changed, ChecksumMismatch):
+        raise file.changed

@@ -180,6 +180,7 @@ class Slots:
             "fetching": states.count(State.FETCHING),
             "ready": states.count(State.READY),
             "unread": self._unread,
+            "pinned": sum(block is not None and block.waiters > 0 for block in self._owners),
             "touched": self._ring.span,
             "lead": self._lead,
         }

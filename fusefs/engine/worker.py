@@ -18,6 +18,7 @@ from typing import Any
 
 from fusefs.engine import jobs
 from fusefs.engine.shared_memory import map_shared_memory
+from fusefs.engine.verifier import Report, Verifier
 from fusefs.errors import CorruptData, FusefsError, InternalError, to_wire
 from fusefs.objects import Extent, ObjectId
 from fusefs.store.base import Store
@@ -30,6 +31,10 @@ INDEX_BYTES_MAX = 64 << 20
 
 _LANDED_FIRST_BYTES = 1 << 20
 """One block. A message for each block would cost 5 % of the CPU of a fetch."""
+
+_PARTS_MAX = 512
+"""Sums that wait to be told of: 50 bytes each in a message of 128 KiB, and one MiB has 16 at most
+(`engine.block_size`)."""
 
 LANDED_EVERY_S = 0.05
 """Slow connections tell of each block, so that nobody waits long for bytes that are there: at less
@@ -47,8 +52,15 @@ class Worker:
     the lock. INVARIANT: one of them waits, unless there are as many as there may be.
     """
 
-    def __init__(self, store: Store, arena_fd: int, channel: socket.socket) -> None:
+    def __init__(
+        self,
+        store: Store,
+        arena_fd: int,
+        channel: socket.socket,
+        verifier: Verifier | None = None,
+    ) -> None:
         self._store = store
+        self._verifier = verifier
         self._channel = channel
         self._arena = memoryview(map_shared_memory(arena_fd))
         self._lock = threading.Lock()
@@ -117,29 +129,18 @@ class Worker:
         except (BrokenPipeError, ConnectionResetError):
             os._exit(0)  # the daemon is gone, and nobody is left to serve
 
-    def _read(self, message: jobs.Message) -> None:
+    def _read(self, message: jobs.Message) -> jobs.Message | None:
+        """Fetch a range. The answer is what checks found out since the daemon was last told."""
+        id = ObjectId(message["key"], message["etag"])
         extent = Extent(message["start"], message["stop"])
         at = message["at"]
-        self._store.read_into(
-            ObjectId(message["key"], message["etag"]),
-            extent,
-            self._arena[at : at + extent.size],
-            self._tell_landed(message["id"], extent.size),
-        )
-
-    def _tell_landed(self, job: int, size: int) -> Callable[[int], None]:
-        """Tell the daemon of the first MiB, of two, of four, …: who waits, waits for the first."""
-        due = _LANDED_FIRST_BYTES
-        told_s = time.monotonic()
-
-        def tell(landed: int) -> None:
-            nonlocal due, told_s
-            now = time.monotonic()
-            if landed < size and (landed >= due or now - told_s >= LANDED_EVERY_S):
-                due, told_s = 2 * landed, now  # the end is told by the answer
-                self._send(job, {"landed": landed})
-
-        return tell
+        buffer = self._arena[at : at + extent.size]
+        telling = _Telling(self._send, message["id"], extent.size)
+        if self._verifier is None:
+            self._store.read_into(id, extent, buffer, telling.landed)
+            return None
+        self._verifier.read_into(id, extent, buffer, telling.checked)
+        return telling.report.to_wire()
 
     def _list(self, message: jobs.Message) -> str | None:
         page = self._store.list_page(message["prefix"], message["token"])
@@ -173,6 +174,45 @@ class Worker:
             self._store.read_into(id, Extent(0, size), memoryview(data))
         for part in _index_parts(bytes(data)):
             self._send(message["id"], {"part": part})
+
+
+class _Telling:
+    """Tells the daemon of the first MiB of a read, of two, of four: who waits, waits for the first.
+
+    The mutable state of _Telling is when it tells again, and what checks found out until then.
+    """
+
+    def __init__(self, send: Callable[[int, jobs.Message], None], job: int, size: int) -> None:
+        self._send = send
+        self._job = job
+        self._size = size
+        self._due = _LANDED_FIRST_BYTES
+        self._told_s = time.monotonic()
+        self.report = Report()
+
+    def landed(self, landed: int) -> None:
+        """So many bytes are final, unchecked."""
+        if self._is_due(landed):
+            self._send(self._job, {"landed": landed})
+
+    def checked(self, landed: int, report: Report) -> None:
+        """So many bytes are final, and this is new of them."""
+        self.report = self.report.joined(report)
+        if self._is_due(landed):
+            self._send(self._job, {"landed": landed, "sums": self.report.to_wire()})
+            self.report = Report()
+
+    def _is_due(self, landed: int) -> bool:
+        now = time.monotonic()
+        # The end is told by the answer.
+        due = 0 < landed < self._size and (
+            landed >= self._due
+            or now - self._told_s >= LANDED_EVERY_S
+            or len(self.report.parts) >= _PARTS_MAX
+        )
+        if due:
+            self._due, self._told_s = 2 * landed, now
+        return due
 
 
 def _index_parts(data: bytes) -> list[list[str]]:

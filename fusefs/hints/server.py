@@ -44,9 +44,17 @@ class Server:
         self._find_device = find_device
         self._peers = 0
 
+    def gauges(self) -> dict[str, int]:
+        """For the status answer."""
+        return {"peers": self._peers}
+
     async def run(self, listener: socket.socket) -> None:
         """Serve until the mount has been taken from its place; then close every connection."""
-        device = self._find_device()
+        try:
+            device = self._find_device()
+        except OSError as error:
+            log.warning("hints are not served: %s", error)
+            device = None
         if device is None:
             listener.close()
             return  # unmounted already
@@ -54,7 +62,10 @@ class Server:
         with trio.socket.from_stdlib_socket(listener) as listening:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._accept, listening, device, nursery)
-                await wait_until_changed(lambda: self._find_device() != device)
+                try:
+                    await wait_until_changed(lambda: self._find_device() != device)
+                except OSError as error:  # no descriptor is left: nobody would see an unmount
+                    log.warning("hints are not served any more: %s", error)
                 nursery.cancel_scope.cancel()
 
     async def _accept(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from fusefs.engine.slots import Slots
 from fusefs.hints.verbs import Verbs
 from fusefs.mount.folder import HintFolder
 from fusefs.mount.tuning import Knob, as_status
+from fusefs.mount.vitals import Vitals
 from fusefs.policy.budget import ArenaBudget
 from fusefs.telemetry.counters import Counters
 from fusefs.telemetry.log import RecentWarnings
@@ -45,7 +47,8 @@ class EngineParts:
 class Status:
     """Puts the status together.
 
-    The mutable state of Status is `knobs`, known once the kernel's were set.
+    The mutable state of Status is `knobs`, known once the kernel's were set, and `gauges`, asked of
+    those that serve once there are any.
     """
 
     def __init__(
@@ -54,31 +57,41 @@ class Status:
         engine: EngineParts,
         counters: Counters,
         warnings: RecentWarnings,
+        vitals: Vitals,
     ) -> None:
         self._job = job
         self._engine = engine
         self._counters = counters
         self._warnings = warnings
-        self._started = time.monotonic()
-        self.started_ns = time.time_ns()
+        self._vitals = vitals
+        self.started_ns = vitals.note().started_ns
         self._keeper_pid = os.getppid()
         self.knobs: dict[str, Knob] = {}
+        self.gauges: list[Callable[[], dict[str, Any]]] = []
 
     def stats(self) -> bytes:
         """The answer to `user.fusefs.stats`: JSON, documented in docs/operations.md."""
         budget, pool = self._engine.budget, self._engine.pool
+        note = self._vitals.note()
         answer = {
             "v": STATUS_VERSION,
             "version": fusefs.__version__,
             "source": self._job["source"],
             "mountpoint": self._job["mountpoint"],
-            "uptime_s": round(time.monotonic() - self._started, 3),
+            "uptime_s": round(time.monotonic() - note.started_s, 3),
             "pids": {
                 "keeper": self._keeper_pid,
                 "daemon": os.getpid(),
                 "spawner": pool.spawner_pid,
                 "workers": pool.pids,
                 "pusher": self._engine.pagecache.pid,
+            },
+            "restarts": note.restarts,
+            "last_end": note.last_end,
+            "upgrades": {
+                "done": note.upgrades,
+                "refused": note.refused,
+                "why_refused": note.why_refused,
             },
             "counters": self._counters.snapshot(),
             "arena": {
@@ -89,10 +102,23 @@ class Status:
             "fetching": self._engine.pace.statistics(),
             "memory_limit_bytes": budget.limit,
             "page_cache": self._engine.pagecache.statistics(),
+            "checksums": self._checksums(),
             "kernel": as_status(self.knobs),
             "warnings": list(self._warnings.lines),
         }
+        for gauge in self.gauges:
+            answer |= gauge()
         return json.dumps(answer).encode()
+
+    def _checksums(self) -> dict[str, str | None]:
+        """Whether what arrives is compared with checksums, and why not, or not all of it."""
+        mode = self._job["config"]["engine"]["checksums"]
+        why = None
+        if mode == "off":
+            why = "engine.checksums is off"
+        elif self._counters.checksums_missing_bytes:
+            why = "some files have none: fusefs push notes them"
+        return {"mode": mode, "why": why}
 
 
 class Control:

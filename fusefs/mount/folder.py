@@ -70,11 +70,13 @@ class HintFolder:
         return self.find(SOCKET_INODE)
 
     def seal(self, refused: str | None) -> None:
-        """No node is made from now on; `refused` says why nobody listens, if so."""
+        """No node is made from now on; `refused` says why nobody listens, if so.
+
+        Else the node was made, by us or for the daemon before us.
+        """
         self._sealed = True
         self._refused = refused
-        if refused is not None:
-            self._made = False
+        self._made = refused is None
 
     def describe(self) -> dict[str, Any]:
         """The answer to `user.fusefs.socket`: where to connect, or why one cannot."""

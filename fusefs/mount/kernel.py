@@ -1,6 +1,10 @@
 """The system calls and kernel files around a mount: mount(2), fusermount3, umount2, mountinfo.
 
 Nothing here touches a path inside a mount: stat() of a FUSE root waits for its daemon.
+
+As root, paths are held before they are used: whoever may rename a folder above the mountpoint could
+put a symbolic link there between a look and a mount(2), and have us mount on /etc. A descriptor
+stays with its folder, and the kernel tells which path that has (`_held`).
 """
 
 from __future__ import annotations
@@ -13,6 +17,8 @@ import re
 import select
 import socket
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +28,7 @@ FSTYPE = "fuse.fusefs"
 
 _CONNECTIONS = Path("/sys/fs/fuse/connections")
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOATIME, _MS_REMOUNT = 1, 2, 4, 1024, 32
-_MNT_DETACH = 2
+_MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
 _FUSERMOUNT_TIMEOUT_S = 30.0
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
@@ -47,6 +53,12 @@ def mount_rows(mountinfo: Path = Path("/proc/self/mountinfo")) -> list[MountRow]
         fields, tail = before.split(" "), after.split(" ")
         rows.append(MountRow(_unescape(fields[4]), fields[2], tail[0], _unescape(tail[1])))
     return rows
+
+
+def device_mounts(mountinfo: Path, device: str) -> dict[int, str]:
+    """Where one device is mounted, by the numbers that descriptors name their mounts with."""
+    rows = (line.split(" ") for line in mountinfo.read_text(errors="surrogateescape").splitlines())
+    return {int(row[0]): _unescape(row[4]) for row in rows if row[2] == device}
 
 
 def find_mount(mountpoint: str) -> MountRow | None:
@@ -90,28 +102,61 @@ def _mount_as_root(source: str, mountpoint: str, allow_other: bool) -> int:
         raise AccessDenied(f"cannot open /dev/fuse: {error.strerror}") from error
     options = f"fd={fd},rootmode=40000,user_id={os.geteuid()},group_id={os.getegid()}"
     options += ",default_permissions" + (",allow_other" if allow_other else "")
-    flags = _MS_NOSUID | _MS_NODEV | _MS_NOATIME
+    try:
+        with _held(mountpoint) as folder:
+            _mount(source, folder, FSTYPE, _MS_NOSUID | _MS_NODEV | _MS_NOATIME, options)
+    except OSError as error:
+        os.close(fd)
+        hint = " (CAP_SYS_ADMIN is needed)" if error.errno == errno.EPERM else ""
+        raise AccessDenied(f"cannot mount on {mountpoint}: {error.strerror}{hint}") from error
+    return fd
+
+
+@contextmanager
+def _held(path: str) -> Iterator[str]:
+    """A path to the folder that has `path` now, and which stays its path whatever is renamed.
+
+    Asks no file system but for the way there. Raises OSError if `path` leads through a link.
+    """
+    fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        folder = f"/proc/self/fd/{fd}"
+        if os.readlink(folder) != path:
+            raise OSError(errno.ENOTDIR, "a symbolic link is on the way: name the path it leads to")
+        yield folder
+    finally:
+        os.close(fd)
+
+
+def _mount(source: str | None, target: str, fstype: str | None, flags: int, options: str) -> None:
+    """mount(2). Raises OSError."""
     result = _libc.mount(
-        os.fsencode(source),
-        os.fsencode(mountpoint),
-        FSTYPE.encode(),
+        None if source is None else os.fsencode(source),
+        os.fsencode(target),
+        None if fstype is None else fstype.encode(),
         ctypes.c_ulong(flags),
         options.encode(),
     )
     if result != 0:
         number = ctypes.get_errno()
-        os.close(fd)
-        hint = " (CAP_SYS_ADMIN is needed)" if number == errno.EPERM else ""
-        raise AccessDenied(f"cannot mount on {mountpoint}: {os.strerror(number)}{hint}")
-    return fd
+        raise OSError(number, os.strerror(number))
+
+
+def _umount2(target: str, flags: int) -> None:
+    """umount2(2). Raises OSError."""
+    if _libc.umount2(os.fsencode(target), flags) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
 
 
 def make_read_only(mountpoint: str) -> None:
     """Turn what `mount_fuse` mounted as root read-only. Raises FusefsError."""
     flags = _MS_REMOUNT | _MS_RDONLY | _MS_NOSUID | _MS_NODEV | _MS_NOATIME
-    if _libc.mount(None, os.fsencode(mountpoint), None, ctypes.c_ulong(flags), None) != 0:
-        number = ctypes.get_errno()
-        raise FusefsError(f"cannot make {mountpoint} read-only: {os.strerror(number)}")
+    try:
+        with _held(mountpoint) as root:
+            _mount(None, root, None, flags, "")
+    except OSError as error:
+        raise FusefsError(f"cannot make {mountpoint} read-only: {error.strerror}") from error
 
 
 def _mount_by_fusermount(source: str, mountpoint: str, allow_other: bool) -> int:
@@ -156,9 +201,9 @@ def _receive_fd(channel: socket.socket) -> int:
 def unmount(mountpoint: str, lazy: bool = False) -> None:
     """Unmount; raises OSError (EBUSY: in use, EINVAL: not mounted, EPERM)."""
     if os.geteuid() == 0:
-        if _libc.umount2(os.fsencode(mountpoint), _MNT_DETACH if lazy else 0) != 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number))
+        parent, name = os.path.split(mountpoint)
+        with _held(parent) as folder:
+            _umount2(f"{folder}/{name}", _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0))
         return
     command = ["fusermount3", "-u", *(["-z"] if lazy else []), "--", mountpoint]
     done = subprocess.run(
@@ -179,6 +224,14 @@ def is_connected(fuse_fd: int) -> bool:
     poll = select.poll()
     poll.register(fuse_fd, 0)
     return not any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def requests_waiting(device: str) -> int | None:
+    """How many requests of a connection have no answer yet; None where that cannot be seen."""
+    try:
+        return int((_CONNECTIONS / device.partition(":")[2] / "waiting").read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def abort_connection(device: str) -> None:

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import errno
 import functools
-import itertools
 import logging
 import os
 import stat
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import pyfuse3
 from pyfuse3 import (
@@ -32,13 +31,15 @@ from fusefs.config import Config
 from fusefs.engine.blocks import File, FileTable
 from fusefs.engine.prefetcher import Prefetcher
 from fusefs.engine.reader import Reader
-from fusefs.errors import FusefsError, ObjectChanged, ObjectNotFound
+from fusefs.errors import FusefsError, InternalError, ObjectChanged, ObjectNotFound
 from fusefs.hints.verbs import BadExtent
 from fusefs.mount.control import Control
 from fusefs.mount.folder import FOLDER_BIT, Node
+from fusefs.mount.requests import Requests, describe_names, describe_read
 from fusefs.policy.kinds import Kind
 from fusefs.tree.inodes import Entry
 from fusefs.tree.names import NAME_BYTES_MAX
+from fusefs.tree.streams import FIRST_COOKIE, DirectoryStreams
 from fusefs.tree.tree import Tree, TreeStatistics
 
 log = logging.getLogger("fusefs.operations")
@@ -62,13 +63,17 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def answering(handler: Callable[P, Awaitable[R]]) -> Callable[P, Coroutine[Any, Any, R]]:
-    """The choke point: whatever a handler raises becomes an errno."""
+def answering(
+    handler: Callable[Concatenate[Operations, P], Awaitable[R]],
+) -> Callable[Concatenate[Operations, P], Coroutine[Any, Any, R]]:
+    """The choke point: whatever a handler raises becomes an errno, and each request is noted."""
+    name = handler.__name__
 
     @functools.wraps(handler)
-    async def answer(*args: P.args, **kwargs: P.kwargs) -> R:
+    async def answer(self: Operations, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        number = self.requests.began(name, args)
         try:
-            return await handler(*args, **kwargs)
+            return await handler(self, *args, **kwargs)
         except FUSEError:
             raise
         except FusefsError as error:
@@ -78,23 +83,30 @@ def answering(handler: Callable[P, Awaitable[R]]) -> Callable[P, Coroutine[Any, 
         except Exception as error:
             log.exception("%s failed in an unforeseen way", handler.__name__)
             raise FUSEError(errno.EIO) from error
+        finally:
+            self.requests.ended(number)
 
     return answer
 
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """What else happens in a request: in the first one, and in every OPEN of a kind of file."""
+    """What else happens in a request: in every OPEN of a kind of file, and in all."""
 
-    first_request: Callable[[], None]
     opening: Callable[[Kind], None]
+    requests: Requests
 
 
 class Operations(pyfuse3.Operations):
     """One mount's requests.
 
-    The mutable state of Operations is the open files by inode, and the directory streams.
+    The mutable state of Operations is the open files by inode, the directory streams, and the
+    requests under way. `on_init` is set before the first.
     INVARIANT: `_opens[inode]` > 0 exactly while `_files` has the inode.
+
+    A handle of the daemon before us is opened anew by the READ that uses it: it is an inode, and
+    what the kernel has open it also knows. So our count of opens may be below the kernel's, never
+    above: a plan may end early and begin again.
     """
 
     supports_dot_lookup = False
@@ -119,14 +131,36 @@ class Operations(pyfuse3.Operations):
         self._folder = control.folder
         self._mount_config, self._tree_config = config.mount, config.tree
         self._hooks = hooks
+        self.requests = hooks.requests
         self._uid = os.geteuid() if config.mount.uid is None else config.mount.uid
         self._gid = os.getegid() if config.mount.gid is None else config.mount.gid
         self._files: dict[int, File] = {}
         self._opens: dict[int, int] = {}
-        self._streams: dict[int, tuple[Entry, tuple[Entry, ...]]] = {}
-        self._stream_numbers = itertools.count(1)
-        self._asked = False
+        self._streams = DirectoryStreams(tree)
         self._seen: TreeStatistics | None = None
+        self.on_init: Callable[[], None] = _nothing
+
+    def init(self) -> None:
+        """FUSE_INIT: see `fusefs.mount.session`."""
+        self.on_init()
+
+    def gauges(self) -> dict[str, Any]:
+        """What is open and under way; each of them returns to zero, entries to what is known."""
+        return {
+            "requests": self.requests.statistics(self.describe),
+            "open": {
+                "files": len(self._files),
+                "handles": sum(self._opens.values()),
+                "directories": len(self._streams),
+                "entries": self._tree.entries_live,
+            },
+        }
+
+    def describe(self, handler: str, arguments: tuple[Any, ...]) -> str:
+        """What a request under way is about, and what it waits for."""
+        if handler == "read":
+            return describe_read(self._files[arguments[0] & ~DIRECT_HANDLE], *arguments[1:])
+        return describe_names(handler, arguments, self._tree)
 
     # -- names ------------------------------------------------------------------------------------
 
@@ -165,39 +199,28 @@ class Operations(pyfuse3.Operations):
 
     @answering
     async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
-        """OPENDIR takes the snapshot that READDIR walks; the socket's folder shows nothing."""
+        """OPENDIR takes the listing that READDIR walks; the socket's folder shows nothing."""
         if inode & FOLDER_BIT:
             return FileHandleT(0)
-        entries = await self._tree.listing(inode)
-        number = next(self._stream_numbers)
-        self._streams[number] = (self._tree.acquire(inode), entries)
-        return FileHandleT(number)
+        await self._streams.open(inode)
+        return FileHandleT(inode)
 
     @answering
     async def readdir(self, fh: FileHandleT, start_id: int, token: Any) -> None:
-        """READDIRPLUS from entry `start_id` on; "." and ".." come first and count no look-up."""
+        """READDIRPLUS from after the cookie `start_id`; "." and ".." count no look-up."""
         if fh == 0:
             return
-        directory, entries = self._streams[fh]
-        own = [(b".", directory), (b"..", self._tree.get(directory.parent))]
-        for number in range(start_id, len(entries) + 2):
-            if number < 2:
-                name, entry = own[number]
-            else:
-                entry = entries[number - 2]
-                name = entry.name
-            if not pyfuse3.readdir_reply(token, name, self._attributes(entry), number + 1):
+        for cookie, name, entry in await self._streams.walk(fh, start_id):
+            if not pyfuse3.readdir_reply(token, name, self._attributes(entry), cookie):
                 return
-            if number >= 2:
+            if cookie >= FIRST_COOKIE:
                 self._tree.remember(entry)
 
     @answering
     async def releasedir(self, fh: FileHandleT) -> None:
-        """RELEASEDIR lets go of the snapshot."""
-        if fh == 0:
-            return
-        directory, _ = self._streams.pop(fh)
-        self._tree.release(directory.inode)
+        """RELEASEDIR lets go of the listing."""
+        if fh != 0:
+            self._streams.release(fh)
 
     @answering
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
@@ -227,29 +250,44 @@ class Operations(pyfuse3.Operations):
             raise FUSEError(errno.EISDIR)
         if entry.stale:
             raise ObjectChanged(f"{entry.key} was replaced in the store")
-        self._tree.acquire(inode)
-        file = self._file_table.opened(entry.meta)
-        file.inode = inode
-        self._files[inode] = file
-        self._opens[inode] = self._opens.get(inode, 0) + 1
-        direct = DIRECT_HANDLE if flags & os.O_DIRECT else 0
-        file.direct_opens += bool(direct)
+        handle = FileHandleT(inode | (DIRECT_HANDLE if flags & os.O_DIRECT else 0))
+        file = self._opened(handle)
         self._hooks.opening(file.plan.kind)
-        return FileInfo(fh=FileHandleT(inode | direct), keep_cache=True)
+        return FileInfo(fh=handle, keep_cache=True)
 
     @answering
     async def read(self, fh: FileHandleT, off: int, size: int) -> Any:
         """READ: exactly min(size, rest of file) bytes; shorter would shrink the file for all."""
-        return await self._reader.read(self._files[fh & ~DIRECT_HANDLE], off, size)
+        file = self._files.get(fh & ~DIRECT_HANDLE)
+        if file is None:
+            file = self._opened(fh)
+        return await self._reader.read(file, off, size)
+
+    def _opened(self, fh: FileHandleT) -> File:
+        """The file of a handle, one open more."""
+        inode = fh & ~DIRECT_HANDLE
+        meta = self._tree.get(inode).meta
+        if meta is None:
+            raise InternalError(f"the directory {inode} is read as a file")
+        self._tree.acquire(inode)
+        file = self._file_table.opened(meta)
+        file.inode = inode
+        self._files[inode] = file
+        self._opens[inode] = self._opens.get(inode, 0) + 1
+        file.direct_opens += fh != inode
+        return file
 
     @answering
     async def release(self, fh: FileHandleT) -> None:
-        """RELEASE: one handle less."""
+        """RELEASE: one handle less. Of the daemon before us, and unused since: nothing."""
         inode = fh & ~DIRECT_HANDLE
-        file = self._files[inode]
-        file.direct_opens -= fh != inode
+        file = self._files.get(inode)
+        if file is None:
+            return
+        file.direct_opens = max(0, file.direct_opens - (fh != inode))
         self._opens[inode] -= 1
         if not self._opens[inode]:
+            file.direct_opens = 0
             del self._opens[inode], self._files[inode]
         self._file_table.closed(file)
         self._prefetcher.closed(file)
@@ -260,9 +298,6 @@ class Operations(pyfuse3.Operations):
     @answering
     async def getxattr(self, inode: InodeT, name: bytes, ctx: RequestContext) -> bytes:
         """GETXATTR: the verbs of `control`; anything else is ENODATA."""
-        if not self._asked:
-            self._asked = True
-            self._hooks.first_request()
         value = await self._control.answer(inode, name)
         if value is None:
             raise FUSEError(errno.ENODATA)
@@ -331,6 +366,10 @@ class Operations(pyfuse3.Operations):
         result.entry_timeout = ENTRY_TIMEOUT_S
         result.attr_timeout = ATTRIBUTE_TIMEOUT_S
         return result
+
+
+def _nothing() -> None:
+    """What is done in FUSE_INIT until it is known."""
 
 
 def _refuses(name: str) -> Callable[..., Awaitable[None]]:

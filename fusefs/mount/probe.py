@@ -1,10 +1,11 @@
 """The keeper's child that touches the new mount: python probe.py MOUNTPOINT [CHANNEL_FD].
 
 Asks the mount a question, and binds the hints' socket below it: if that hangs, it is the child that
-hangs. The socket is handed to the daemon on CHANNEL_FD, or the reason why there is none. Standard
+hangs. The socket is sent on CHANNEL_FD, or the reason why there is none. Standard
 library only and nothing of fusefs: it runs without the site, in some 20 ms.
 
-The socket is bound through a detached clone of the mount, so that a plain umount is not busy.
+The socket is bound through a detached clone of the mount, so that a plain umount is not busy. All
+is done through a descriptor of the mount: who renames folders above it cannot lead us elsewhere.
 """
 
 from __future__ import annotations
@@ -18,18 +19,18 @@ import sys
 OPEN_TREE = 428
 """Number of the system call, the same on every architecture since Linux 5.2."""
 
-AT_FDCWD = -100
+AT_EMPTY_PATH = 0x1000
 OPEN_TREE_CLONE = 1
 
 BACKLOG = 64
 """Connections that wait to be taken: as many as are served at once."""
 
 
-def bind_socket(mountpoint: str) -> socket.socket:
+def bind_socket(root_fd: int) -> socket.socket:
     """The listening socket `.fusefs/socket` of the mount. Raises OSError."""
     libc = ctypes.CDLL(None, use_errno=True)
-    flags = OPEN_TREE_CLONE | os.O_CLOEXEC
-    clone = libc.syscall(OPEN_TREE, AT_FDCWD, os.fsencode(mountpoint), flags)
+    flags = OPEN_TREE_CLONE | AT_EMPTY_PATH | os.O_CLOEXEC
+    clone = libc.syscall(OPEN_TREE, root_fd, b"", flags)
     if clone < 0:
         number = ctypes.get_errno()
         raise OSError(number, f"open_tree: {os.strerror(number)}")
@@ -42,14 +43,27 @@ def bind_socket(mountpoint: str) -> socket.socket:
     return listener
 
 
+def take_socket(channel: socket.socket) -> tuple[int | None, str]:
+    """For the keeper: the listening socket that the child sent, or the reason why there is none."""
+    data, fds, _, _ = socket.recv_fds(channel, 65536, 1)
+    if not fds:
+        return None, str(json.loads(data)["why"])
+    os.set_inheritable(fds[0], False)
+    return fds[0], ""
+
+
 def main(mountpoint: str, channel_fd: int | None) -> int:
     """Exit status 0 if the mount answers, whether or not there is a socket."""
-    os.getxattr(mountpoint, "user.fusefs.stats")
+    root_fd = os.open(mountpoint, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    root = f"/proc/self/fd/{root_fd}"
+    if os.readlink(root) != mountpoint:
+        return 1
+    os.getxattr(root, "user.fusefs.stats")
     if channel_fd is None:
         return 0
     channel = socket.socket(fileno=channel_fd)
     try:
-        listener = bind_socket(mountpoint)
+        listener = bind_socket(root_fd)
     except OSError as error:
         channel.send(json.dumps({"socket": False, "why": f"binding it failed: {error}"}).encode())
         return 0

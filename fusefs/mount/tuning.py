@@ -58,6 +58,15 @@ def may_abort(device: str, sys: Path = Path("/sys")) -> bool:
     return os.access(sys / "fs/fuse/connections" / device.partition(":")[2] / "abort", os.W_OK)
 
 
+def why_not_push(config: KernelConfig, device: str) -> str | None:
+    """What keeps us from pushing pages, if anything: a push can lock up with a READ."""
+    if not config.push:
+        return "kernel.push is off"
+    if not may_abort(device):
+        return "/sys/fs/fuse/connections is not writable: mount fusectl there"
+    return None
+
+
 class ReadAhead:
     """The kernel's readahead window, by kind of file.
 

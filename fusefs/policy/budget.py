@@ -6,9 +6,9 @@ job.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from fusefs.errors import ConfigError
+from fusefs.errors import ConfigError, FusefsError
 
 MIB = 1 << 20
 
@@ -67,6 +67,32 @@ class ArenaBudget:
     def size_bytes(self) -> int:
         """The arena's size."""
         return self.slots * self.block_size
+
+
+DESCRIPTORS_MIN = 128
+"""Open files a process of ours may need: the daemon's 25, 64 peers, and room to start others."""
+
+DESCRIPTORS_BESIDE = 48
+"""What a worker has open beside its connections: 12 at rest, twice that while names are resolved
+and certificates read."""
+
+
+def within_descriptors(budget: ArenaBudget, workers: int, descriptors: int) -> ArenaBudget:
+    """No more connections than each worker may have open files for.
+
+    Raises FusefsError if there are too few for a mount.
+    """
+    if descriptors < DESCRIPTORS_MIN:
+        raise FusefsError(
+            f"a process may have {descriptors} files open here, and a mount needs"
+            f" {DESCRIPTORS_MIN}: raise the limit with ulimit -n or LimitNOFILE="
+        )
+    most = workers * (descriptors - DESCRIPTORS_BESIDE)
+    return replace(
+        budget,
+        connections_first=min(budget.connections_first, most),
+        connections_max=min(budget.connections_max, most),
+    )
 
 
 def memory_limit(wanted: int | None, available: int) -> int:

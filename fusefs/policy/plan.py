@@ -8,6 +8,7 @@ what it answered: a run that was started is `taken` when asked again.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from enum import IntEnum
 
@@ -58,9 +59,9 @@ class FilePlan:
     """The plan for one file.
 
     The mutable state of FilePlan is the streams, what was consumed, how often the file was begun
-    again, and where the rest of it is being fetched. INVARIANT: a run never leaves `[0, blocks)`,
-    never holds a block that `taken` says is there, and never one that is thought to be in the page
-    cache.
+    again, where the rest of it is being fetched, and which of that was given up.
+    INVARIANT: a run never leaves `[0, blocks)`, never holds a block that `taken` says is there, and
+    never one that is thought to be in the page cache.
     """
 
     def __init__(self, size: int, block_size: int, range_blocks: int, kind: Kind) -> None:
@@ -75,6 +76,7 @@ class FilePlan:
             WINDOW_PER_READ if kind is not Kind.SHARD else None,
         )
         self.edge = self.blocks
+        self._tail_wanted = False
         self._tail_left = 0
         self._head_read = 0
         self.consumed = Consumed(self.blocks)
@@ -82,6 +84,7 @@ class FilePlan:
         self.whole = False
         self._rest = 0
         self._rest_left = 0
+        self._again: deque[tuple[int, int]] = deque()
 
     def access(self, extent: Extent, taken: Callable[[int], bool]) -> None:
         """A READ for `extent` came in."""
@@ -125,6 +128,7 @@ class FilePlan:
 
     def want_tail(self) -> None:
         """Fetch the tail of an archive, its end first: what a loader reads next is there."""
+        self._tail_wanted = True
         self._tail_left = self.blocks - self.tail_start // self.block_size
 
     def want_whole(self, origin: int) -> None:
@@ -134,12 +138,25 @@ class FilePlan:
         self.streams.window_max_bytes = STREAM_WINDOW_MAX_BYTES
         self._rest = min(origin, max(0, self.blocks - 1))
         self._rest_left = self.blocks
+        self._again.clear()  # the whole holds it
+
+    def want_again(self, first: int, count: int) -> None:
+        """These blocks were given up, and whoever wants them has gone past: come back to them."""
+        if self.whole and (first, count) not in self._again:
+            self._again.append((first, count))
+        if self._tail_wanted:
+            beyond = first + count - self.tail_start // self.block_size
+            self._tail_left = max(self._tail_left, beyond)
+        for stream in self.streams.streams:
+            stream.frontier = None
 
     def stop(self) -> None:
         """Nobody has the file open: want nothing of it."""
+        self._tail_wanted = False
         self._tail_left = 0
         self.streams.streams.clear()
         self.whole = False
+        self._again.clear()
         self.consumed.progress = 0
 
     def mark_consumed(self, block: int) -> None:
@@ -181,7 +198,7 @@ class FilePlan:
 
     def exhausted(self) -> bool:
         """Whether REST has been all the way round."""
-        return not self.whole or self._rest_left <= 0
+        return not self.whole or (self._rest_left <= 0 and not self._again)
 
     def _absent(self, block: int, taken: Callable[[int], bool]) -> bool:
         return block not in self.consumed and not taken(block)
@@ -241,6 +258,11 @@ class FilePlan:
         return (block - count + 1, count) if count else None
 
     def _rest_run(self, taken: Callable[[int], bool]) -> tuple[int, int] | None:
+        while self._again:
+            run = self._given_up(*self._again[0], taken)
+            if run is not None:
+                return run
+            self._again.popleft()
         while self._rest_left > 0 and not self._absent(self._rest, taken):
             self._rest_left -= 1
             self._rest = (self._rest + 1) % self.blocks
@@ -251,6 +273,20 @@ class FilePlan:
         while count < limit and self._absent(first + count, taken):
             count += 1
         return first, count
+
+    def _given_up(
+        self, first: int, count: int, taken: Callable[[int], bool]
+    ) -> tuple[int, int] | None:
+        """The first run of blocks among these that are still absent."""
+        stop = first + count
+        while first < stop and not self._absent(first, taken):
+            first += 1
+        count = 0
+        while first + count < stop and count < self.range_blocks:
+            if not self._absent(first + count, taken):
+                break
+            count += 1
+        return (first, count) if count else None
 
     def _ramp(self, distance: int) -> int:
         return max(1, min(self.range_blocks, distance // RAMP))

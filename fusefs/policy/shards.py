@@ -15,7 +15,6 @@ _NUMBERED = re.compile(r"^(.*?)(\d+)((?:-of-\d+)?\.safetensors|-of-\d+\.(?:bin|g
 _DIGITS = re.compile(r"(\d+)")
 
 INDEX_SUFFIX = ".safetensors.index.json"
-SHARD_SUFFIX = ".safetensors"
 
 
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:

@@ -7,6 +7,7 @@ a bytes object of every piece, and copies it, holding the GIL.
 
 from __future__ import annotations
 
+import functools
 import http.client
 import re
 from collections.abc import Callable
@@ -14,9 +15,13 @@ from typing import Any, Protocol
 
 from fusefs.errors import CorruptData, StoreUnavailable
 from fusefs.objects import Extent
+from fusefs.store.crawl import Crawl
 
 _PIECE_BYTES = 1 << 20
 """One `landed` for each: the arena's block."""
+
+_COPIED_BYTES = 128 << 10
+"""What the copying way waits for at a time: all of a piece would hide how slowly it comes."""
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(?:\d+|\*)")
 
@@ -45,17 +50,21 @@ def receive(
     """Fill `buffer` from a body whose head was checked, and give its connection back.
 
     `raw` is the urllib3 response below `body`, or None. Raises `StoreUnavailable` on a short body,
-    and whatever the SDK raises; then the caller closes the body, since a connection with unread
-    bytes must not go back to the pool.
+    `StoreTimeout` on one that crawls, and whatever the SDK raises; then the caller closes the body,
+    since a connection with unread bytes must not go back to the pool.
     """
     direct = _direct_readinto(raw, len(buffer))
     readinto = direct or _copying_readinto(body)
+    crawl = Crawl()
     filled = 0
     while filled < len(buffer):
-        count = readinto(buffer[filled : filled + _PIECE_BYTES])
-        if count == 0:
-            raise StoreUnavailable(f"{what} came short: {filled} of {len(buffer)} bytes")
-        filled += count
+        stop = min(filled + _PIECE_BYTES, len(buffer))
+        while filled < stop:
+            count = readinto(buffer[filled:stop])
+            if count == 0:
+                raise StoreUnavailable(f"{what} came short: {filled} of {len(buffer)} bytes")
+            filled += count
+            crawl.received(count, what)
         if landed is not None:
             landed(filled)
     if direct is not None:
@@ -77,12 +86,27 @@ def _direct_readinto(raw: Any, size: int) -> Callable[[memoryview], int] | None:
         return None
     if response.chunked or response.length != size or response.getheader("Content-Encoding"):
         return None
-    return response.readinto
+    return functools.partial(_receive_some, response)
+
+
+def _receive_some(response: http.client.HTTPResponse, piece: memoryview) -> int:
+    """`response.readinto`, but for one receive of the socket: that waits until all is there.
+
+    The last byte is left to http.client, which then lets go of the socket.
+    """
+    if len(piece) == response.length:
+        if len(piece) == 1:
+            return response.readinto(piece)
+        piece = piece[:-1]
+    assert response.length is not None
+    count: int = response.fp.readinto1(piece)
+    response.length -= count
+    return count
 
 
 def _copying_readinto(body: Body) -> Callable[[memoryview], int]:
     def readinto(piece: memoryview) -> int:
-        data = body.read(len(piece))
+        data = body.read(min(len(piece), _COPIED_BYTES))
         piece[: len(data)] = data
         return len(data)
 

@@ -26,6 +26,7 @@ from fusefs.config import Config, RedisConfig
 from fusefs.errors import CorruptData, StoreTimeout
 from fusefs.policy.budget import CONNECTIONS_MAX
 from fusefs.store.base import Source
+from fusefs.store.crawl import Crawl
 from fusefs.store.redis_errors import SDK_ERRORS, translate
 
 CONNECT_TIMEOUT_S = 5.0
@@ -131,7 +132,7 @@ class Link:
 
         Raises `ValueMissing` if a key is not there, `CorruptData` if a value is too short.
         """
-        landing = _Landing(buffer, landed)
+        landing = _Landing(buffer, landed, what)
         try:
             client = self._connected()
             if isinstance(client, RedisCluster) and self._doubt:
@@ -217,9 +218,11 @@ class Link:
 class _Landing:
     """A buffer that fills from the front, and who wants to know how far it is."""
 
-    def __init__(self, buffer: memoryview, landed: Callable[[int], None] | None) -> None:
+    def __init__(self, buffer: memoryview, landed: Callable[[int], None] | None, what: str) -> None:
         self._buffer = buffer
         self._landed = landed
+        self._what = what
+        self._crawl = Crawl()
         # The mutable state of _Landing is how many bytes are there, and how many were reported.
         self._filled = 0
         self._reported = 0
@@ -232,6 +235,7 @@ class _Landing:
             count = connection.recv_into(self._buffer[self._filled : until])
             if count == 0:
                 raise ConnectionResetError("the server hung up")
+            self._crawl.received(count, self._what)
             self._advance(count)
 
     def copy(self, data: bytes) -> None:

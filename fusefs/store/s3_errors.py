@@ -40,9 +40,11 @@ SDK_ERRORS = (
     http.client.HTTPException,
     OSError,
     ValueError,
+    RecursionError,
 )
-"""Everything a client of botocore lets through. OSError is socket and ssl; ValueError is a header
-that is no number, a key that is not UTF-8, or a date that is none."""
+"""Everything a client of botocore lets through. RecursionError: it follows a redirection to another
+region by asking there, and may be redirected again, for ever. OSError is socket and ssl; ValueError
+is a header that is no number, a key that is not UTF-8, or a date that is none."""
 
 _THROTTLED = frozenset(
     {"SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequests"}
@@ -85,6 +87,11 @@ def translate(error: Exception, what: str) -> FusefsError:
         if error.operation_name in _CREDENTIAL_OPERATIONS:
             return _no_role(error, what)
         return _answered(error.response, what)
+    if isinstance(error, RecursionError):
+        return FusefsError(
+            f"{what} is sent on from region to region without end: check s3.endpoint_url and"
+            " s3.region"
+        )
     if isinstance(error, UnicodeEncodeError):
         return ObjectNotFound(f"{what} does not exist: its name is not UTF-8")
     if isinstance(error, (sdk.NoCredentialsError, sdk.PartialCredentialsError)):

@@ -42,6 +42,12 @@ class Counters:
     """Fetches tried again after a failure."""
     fetch_errors: int = 0
     """Fetches that failed, retried or not."""
+    checksums_verified_bytes: int = 0
+    """Bytes that were compared with a checksum, and were right."""
+    checksums_missing_bytes: int = 0
+    """Bytes that came, with checksums wanted, of objects that have none."""
+    checksum_mismatches: int = 0
+    """Times that bytes were compared with a checksum, and were wrong."""
     hedges: int = 0
     """Second requests for blocks whose first request was late; part of `requests_read`."""
     hedges_won: int = 0
@@ -50,12 +56,19 @@ class Counters:
     """Answers that asked us to slow down."""
     read_errors: int = 0
     """Reads answered with an error."""
+    requests_stuck: int = 0
+    """Requests of the kernel that outlived every deadline: a defect of ours, each logged once."""
     workers_replaced: int = 0
     """Worker processes that died and were replaced."""
     names_hidden: int = 0
     """Keys seen in listings that cannot be shown as file names."""
     list_hits: int = 0
     """Name look-ups and listings answered without a request."""
+
+    def restore(self, values: dict[str, int]) -> None:
+        """Go on from a snapshot; what it has and we do not is another version's."""
+        for name in asdict(self).keys() & values.keys():
+            setattr(self, name, values[name])
 
     def snapshot(self) -> dict[str, int]:
         """A copy, by name."""

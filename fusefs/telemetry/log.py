@@ -1,12 +1,19 @@
-"""The log: standard logging to stderr, a file or syslog, and the last warnings for `status`."""
+"""The log: standard logging to stderr, a file or syslog, and the last warnings for `status`.
+
+The one idea: a log file becomes this process's stderr. So the processes it starts log there without
+the right to open it, and what Python says of a crash stands there as well.
+"""
 
 from __future__ import annotations
 
+import errno
 import logging
 import logging.handlers
 import os
 import sys
 from collections import deque
+
+from fusefs.errors import ConfigError
 
 WARNINGS_KEPT = 20
 """Enough to see what led to a trouble; at most 20 x 300 characters in the 64 KiB status answer."""
@@ -33,7 +40,10 @@ class RecentWarnings(logging.Handler):
 
 
 def configure_log(level: str, file: str | None, foreground: bool) -> RecentWarnings:
-    """Set up the `fusefs` logger of this process; returns the handler that keeps warnings."""
+    """Set up the `fusefs` logger of this process; returns the handler that keeps warnings.
+
+    Raises ConfigError if `file` cannot be written to.
+    """
     root = logging.getLogger("fusefs")
     root.setLevel(level.upper())
     root.propagate = False
@@ -48,9 +58,28 @@ def configure_log(level: str, file: str | None, foreground: bool) -> RecentWarni
 
 def _target(file: str | None, foreground: bool) -> logging.Handler | None:
     if file is not None:
-        return logging.FileHandler(file, encoding="utf-8", errors="backslashreplace")
-    if foreground:
+        _become_stderr(file)
+    if foreground or file is not None:
         return logging.StreamHandler(sys.stderr)
     if os.path.exists(_SYSLOG_SOCKET):
         return logging.handlers.SysLogHandler(_SYSLOG_SOCKET)
     return None
+
+
+def _become_stderr(file: str) -> None:
+    """Let the log go to `file`: made for its owner alone, and never through a link.
+
+    A log names buckets and keys, and somebody who may write to its folder must not have us write
+    to a file of ours instead.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC
+    try:
+        fd = os.open(file, flags, 0o600)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise ConfigError(
+                f"log.file {file} is a symbolic link: name the file it leads to"
+            ) from error
+        raise ConfigError(f"log.file {file} cannot be written: {error.strerror}") from error
+    os.dup2(fd, sys.stderr.fileno())
+    os.close(fd)

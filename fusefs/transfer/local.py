@@ -16,7 +16,7 @@ from functools import partial
 
 from fusefs.errors import FusefsError, ObjectChanged
 from fusefs.transfer.crew import Crew
-from fusefs.transfer.hashing import hash_descriptor
+from fusefs.transfer.hashing import hash_and_sum
 from fusefs.transfer.manifest import FileRow
 from fusefs.transfer.progress import Progress
 
@@ -101,10 +101,13 @@ def check_unchanged(file: LocalFile, file_fd: int) -> None:
         raise ObjectChanged(f"{file.path!r} was changed meanwhile: push it when it is at rest")
 
 
-def hash_all(files: list[LocalFile], crew: Crew, progress: Progress) -> list[FileRow]:
-    """The rows of all files, in their order."""
+def hash_all(
+    files: list[LocalFile], crew: Crew, progress: Progress
+) -> tuple[list[FileRow], dict[str, bytes]]:
+    """The rows of all files, in their order, and by name the CRCs of their pieces."""
     progress.begin("hashing", sum(file.size for file in files))
     rows: dict[str, FileRow] = {}
+    crcs: dict[str, bytes] = {}
     lock = threading.Lock()
 
     def told(count: int) -> None:
@@ -115,14 +118,14 @@ def hash_all(files: list[LocalFile], crew: Crew, progress: Progress) -> list[Fil
     def hash_one(file: LocalFile) -> None:
         file_fd = open_unchanged(file)
         try:
-            sha256 = hash_descriptor(file_fd, told)
+            sha256, crcs[file.name] = hash_and_sum(file_fd, told)
             check_unchanged(file, file_fd)
         finally:
             os.close(file_fd)
         rows[file.name] = FileRow(file.name, file.size, sha256)
 
     crew.run(partial(hash_one, file) for file in files)
-    return [rows[file.name] for file in files]
+    return [rows[file.name] for file in files], crcs
 
 
 def _walk(root: str, left_out: list[str]) -> Iterator[os.DirEntry[str]]:

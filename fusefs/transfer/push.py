@@ -8,13 +8,14 @@ next one, so that a push that was cut goes on when the same command is given aga
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
 from fusefs.errors import CorruptData, FusefsError, ObjectNotFound
 from fusefs.objects import ObjectMeta
 from fusefs.store.base import Source, Store, Writer
+from fusefs.store.checksums import NOTE, NoteRow, encode_note
 from fusefs.transfer.comparison import PushPlan, There, compare, is_index, named, stage_of
 from fusefs.transfer.crew import Crew
 from fusefs.transfer.local import LocalFile, check_apart, check_keys, hash_all, scan
@@ -75,18 +76,21 @@ class Push:
             check_apart(self._folder, self._destination.source.bucket)
         else:
             check_keys(self._destination.source.prefix, files)
-        rows = hash_all(files, self._crew, self._progress)
+        rows, crcs = hash_all(files, self._crew, self._progress)
         there = self._look(rows)
         plan = compare(rows, there)
         self._refuse(plan)
         by_name = {file.name: file for file in files}
         bytes_sent, bytes_there = sum(row.size for row in plan.send), 0
-        if not dry_run and self._has_work(plan, there):
+        if not dry_run:
             try:
-                uploader = self._write(plan, there, by_name)
+                if self._has_work(plan, there):
+                    uploader = self._write(plan, there, by_name, crcs)
+                    bytes_sent, bytes_there = uploader.bytes_sent, uploader.bytes_there
+                elif self._note_checksums(plan, there, {}, crcs):
+                    self._publish()
             except FusefsError as error:
                 raise TransferCut(str(error)) from error
-            bytes_sent, bytes_there = uploader.bytes_sent, uploader.bytes_there
         return Report(
             files=len(files),
             files_moved=len(plan.send),
@@ -148,7 +152,13 @@ class Push:
                 " replace it with --force"
             )
 
-    def _write(self, plan: PushPlan, there: There, files: dict[str, LocalFile]) -> Uploader:
+    def _write(
+        self,
+        plan: PushPlan,
+        there: There,
+        files: dict[str, LocalFile],
+        crcs: Mapping[str, bytes],
+    ) -> Uploader:
         source, writer = self._destination.source, self._destination.writer
         crew = self._crew
         journal = encode_journal(plan.journal)
@@ -162,11 +172,35 @@ class Push:
             )
         for name in plan.remove:
             self._delete(name)
+        self._note_checksums(plan, there, uploader.arrived, crcs)
         manifest = encode_manifest([*plan.send, *plan.keep])
         crew.retry(lambda: writer.put(self._destination.key(MANIFEST), manifest))
         self._delete(JOURNAL)
-        crew.retry(lambda: writer.publish(source.prefix))
+        self._publish()
         return uploader
+
+    def _publish(self) -> None:
+        destination = self._destination
+        self._crew.retry(lambda: destination.writer.publish(destination.source.prefix))
+
+    def _note_checksums(
+        self,
+        plan: PushPlan,
+        there: There,
+        arrived: Mapping[str, ObjectMeta],
+        crcs: Mapping[str, bytes],
+    ) -> bool:
+        """Have the checksums of all files beside them, for mounts; False if they are there."""
+        rows = {}
+        for row in [*plan.send, *plan.keep]:
+            meta = arrived.get(row.name) or there.objects[row.name]
+            rows[row.name] = NoteRow(row.size, meta.id.etag, crcs[row.name])
+        note = encode_note(rows)
+        key = self._destination.key(NOTE)
+        if read_small(self._destination.store, self._crew, key, NOTE_BYTES_MAX) == note:
+            return False
+        self._crew.retry(lambda: self._destination.writer.put(key, note))
+        return True
 
     def _take_away(self, plan: PushPlan, there: There) -> None:
         """Remove what says that there is a whole model, before it becomes a mixture."""

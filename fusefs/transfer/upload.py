@@ -37,7 +37,7 @@ class Uploader:
     """Uploads files below `prefix`.
 
     The mutable state of Uploader, under its lock, is what was done: `bytes_sent`, `bytes_there`
-    (found from an attempt that was cut), and the descriptors that are open.
+    (found from an attempt that was cut), the versions that `arrived`, and the open descriptors.
     """
 
     def __init__(self, writer: Writer, prefix: str, crew: Crew, progress: Progress) -> None:
@@ -51,6 +51,7 @@ class Uploader:
         self._open: set[int] = set()
         self.bytes_sent = 0
         self.bytes_there = 0
+        self.arrived: dict[str, ObjectMeta] = {}
 
     def upload_all(self, files: Sequence[LocalFile]) -> None:
         """Upload these files. Raises what the first failure was; parts stay in the store then."""
@@ -78,7 +79,7 @@ class Uploader:
         key = self._prefix + file.name
         meta = self._crew.retry(lambda: self._writer.put(key, data))
         self._count(file.size, True)
-        _check_arrived(file, meta)
+        self._check_arrived(file, meta)
 
     def _parts(self, file: LocalFile) -> Iterator[Job]:
         file_fd = open_unchanged(file)
@@ -106,7 +107,7 @@ class Uploader:
             with self._lock:
                 self._open.discard(sending.file_fd)
             os.close(sending.file_fd)
-            _check_arrived(file, self._crew.retry(upload.commit))
+            self._check_arrived(file, self._crew.retry(upload.commit))
 
     def _count(self, size: int, sent: bool) -> None:
         with self._lock:
@@ -131,10 +132,11 @@ class Uploader:
             done += count
         return view
 
-
-def _check_arrived(file: LocalFile, meta: ObjectMeta) -> None:
-    """Raise `CorruptData` unless the store's own answer is what was sent."""
-    if meta.size != file.size:
-        raise CorruptData(
-            f"{meta.id.key!r} arrived with {meta.size} of {file.size} bytes: push it again"
-        )
+    def _check_arrived(self, file: LocalFile, meta: ObjectMeta) -> None:
+        """Note the version. Raises `CorruptData` unless the store's answer is what was sent."""
+        if meta.size != file.size:
+            raise CorruptData(
+                f"{meta.id.key!r} arrived with {meta.size} of {file.size} bytes: push it again"
+            )
+        with self._lock:
+            self.arrived[file.name] = meta

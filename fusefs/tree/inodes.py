@@ -16,6 +16,7 @@ from typing import ClassVar
 
 from fusefs.errors import FusefsError, InternalError, ObjectChanged
 from fusefs.objects import ObjectId, ObjectMeta
+from fusefs.tree.journal import Journal, Row
 
 ROOT_INODE = 1
 """FUSE_ROOT_ID in <linux/fuse.h>."""
@@ -52,6 +53,8 @@ class Entry:
     """Open handles."""
     stale: bool = False
     """A fetch saw that the store now holds another version, or none."""
+    place: int = 0
+    """Where the journal has it; 0: nowhere."""
 
     @property
     def is_directory(self) -> bool:
@@ -62,18 +65,34 @@ class Entry:
 class Inodes:
     """The entries that are alive: known to the kernel, or open.
 
+    What the kernel knows is in the journal, if there is one, before the kernel is told. Opens are
+    not: an inode that is open is one that the kernel knows.
+
     The mutable state of Inodes is `_live`.
     INVARIANT: the root is in it; every other entry in it has lookups > 0 or opens > 0; an entry
     outside has neither.
     INVARIANT: of one version at most one entry is live, and who asks for that version gets it.
     """
 
-    def __init__(self, prefix: str) -> None:
+    def __init__(self, prefix: str, journal: Journal | None = None) -> None:
+        self._journal = journal
         root = Entry(inode=ROOT_INODE, parent=ROOT_INODE, name=b"", key=prefix, meta=None)
         self._live: dict[int, Entry] = {ROOT_INODE: root}
 
     def __len__(self) -> int:
         return len(self._live)
+
+    def restore(self) -> None:
+        """Take over what the journal says that the kernel knows. Before anything is asked."""
+        if self._journal is None:
+            return
+        for place, row, lookups in self._journal.load():
+            meta = None
+            if row.etag is not None:
+                meta = ObjectMeta(ObjectId(row.key, row.etag), row.size, row.mtime_ns)
+            self._live[row.inode] = Entry(
+                row.inode, row.parent, row.name, row.key, meta, lookups, place=place
+            )
 
     def get(self, inode: int) -> Entry:
         """The live entry. Raises `ObjectChanged` (ESTALE: the kernel looks the name up anew)."""
@@ -122,12 +141,14 @@ class Inodes:
             raise InternalError(f"{entry.key!r} and {live.key!r} have the same inode number")
         if live.inode != ROOT_INODE:  # the kernel never looks up nor forgets the root
             live.lookups += n
+            self._write_down(live)
 
     def forget(self, inode: int, n: int) -> None:
         """Take back `n` references. Unknown inodes are ignored: FORGET has no reply to fail."""
         entry = self._live.get(inode)
         if entry is not None:
             entry.lookups = max(0, entry.lookups - n)
+            self._write_down(entry)
             self._drop_unused(entry)
 
     def acquire(self, inode: int) -> Entry:
@@ -163,6 +184,22 @@ class Inodes:
             if live.meta is not None and live.meta.id == id:
                 live.stale = True
                 return
+
+    def _write_down(self, entry: Entry) -> None:
+        """Have the journal say how often the kernel knows this entry."""
+        if self._journal is None:
+            return
+        if entry.place:
+            self._journal.set_lookups(entry.place, entry.lookups)
+            if not entry.lookups:
+                entry.place = 0
+        elif entry.lookups:
+            meta = entry.meta
+            etag, size, mtime_ns = (
+                (None, 0, 0) if meta is None else (meta.id.etag, meta.size, meta.mtime_ns)
+            )
+            row = Row(entry.inode, entry.parent, entry.name, entry.key, etag, size, mtime_ns)
+            entry.place = self._journal.add(row, entry.lookups)
 
     def _drop_unused(self, entry: Entry) -> None:
         if not entry.lookups and not entry.opens and entry.inode != ROOT_INODE:

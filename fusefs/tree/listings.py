@@ -15,10 +15,11 @@ from functools import partial
 from operator import attrgetter
 from typing import Protocol
 
+import trio
 from cachetools import LRUCache, TLRUCache
 
 from fusefs.config import TreeConfig
-from fusefs.errors import CorruptData, Unsupported
+from fusefs.errors import CorruptData, StoreTimeout, Unsupported
 from fusefs.objects import ListPage, ObjectId, ObjectMeta
 from fusefs.telemetry.counters import Counters
 from fusefs.tree.flights import Flights
@@ -29,8 +30,16 @@ NAMES_CACHED_MAX = 100_000
 """Names in all cached listings together: about 60 MB (tests/tree/test_memory.py). The largest model
 repositories have some thousand files."""
 
+LISTING_DEADLINE_S = 300.0
+"""For all pages of one listing after the first: 500 of them at 0.6 s, several times what stores
+take. Each page has a deadline of its own, but 500 of those would be hours."""
+
 LISTING_NAMES_MAX = 500_000
 """Names in one listing while it is made: 0.3 GB. Beyond, listing fails rather than the mount."""
+
+PAGES_WITHOUT_NEWS_MAX = 1000
+"""Pages in a row that bring no name. Some are empty where much was deleted; a listing that says
+the same again and again, each time with another token, must end all the same."""
 
 _DIRECTORIES_REPORTED_MAX = 1000
 """Directories whose hidden names were logged; past that, some are logged twice."""
@@ -215,14 +224,24 @@ class Listings:
         first = await self._first_page(directory, keep_empty=True)
         if first.listing.complete:
             return first.listing
+        with trio.move_on_after(LISTING_DEADLINE_S):
+            return await self._gather_rest(directory, first)
+        raise StoreTimeout(f"no whole listing of {directory.key!r} in {LISTING_DEADLINE_S:g} s")
+
+    async def _gather_rest(self, directory: Entry, first: _FirstPage) -> Listing:
         gathering = _Gathering(directory, self._inodes)
         gathering.add(first.page)
         token = first.page.next_token
+        asked: set[str] = set()
+        idle = 0
         while token is not None:
+            if token in asked or idle > PAGES_WITHOUT_NEWS_MAX:
+                raise CorruptData(f"the listing of {directory.key!r} does not end: same page twice")
+            asked.add(token)
+            names = len(gathering)
             page = await self._lister.list_page(directory.key, token)
             gathering.add(page)
-            if page.next_token == token:
-                raise CorruptData(f"the listing of {directory.key!r} does not end: same page twice")
+            idle = 0 if len(gathering) > names else idle + 1
             if len(gathering) > LISTING_NAMES_MAX:
                 raise Unsupported(
                     f"{directory.key!r} holds more than {LISTING_NAMES_MAX} names, too many to"

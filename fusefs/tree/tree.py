@@ -21,6 +21,7 @@ from fusefs.objects import ObjectId, ObjectMeta
 from fusefs.telemetry.counters import Counters
 from fusefs.tree.flights import Flights
 from fusefs.tree.inodes import Entry, Inodes, NotADirectory
+from fusefs.tree.journal import Journal
 from fusefs.tree.listings import Lister, Listings
 from fusefs.tree.names import prefix_of, segment_of
 
@@ -65,18 +66,23 @@ class Tree:
         config: TreeConfig,
         counters: Counters,
         now: Callable[[], float],
+        journal: Journal | None = None,
     ) -> None:
         self._lister = lister
         self._config = config
         self._counters = counters
         self._now = now
 
-        self._inodes = Inodes(prefix)
+        self._inodes = Inodes(prefix, journal)
         self._listings = Listings(lister, self._inodes, config, counters, now)
         self._answers: TLRUCache[str, _Answer, float] = TLRUCache(
             ANSWERS_CACHED_MAX, lambda _key, answer, _now: answer.expires_at, now
         )
         self._asking: Flights[_Answer] = Flights()
+
+    def restore(self) -> None:
+        """Know again what the kernel knows, from the journal. Asks no store."""
+        self._inodes.restore()
 
     def get(self, inode: int) -> Entry:
         """The live entry. Raises `ObjectChanged` (ESTALE) if the inode is unknown."""
@@ -159,6 +165,11 @@ class Tree:
             if meta is not None and meta.id == id:
                 self._answers.pop(id.key, None)
         self._asking.detach(id.key)
+
+    @property
+    def entries_live(self) -> int:
+        """How many entries the kernel or a handle refers to; the root is always one."""
+        return len(self._inodes)
 
     def statistics(self) -> TreeStatistics:
         """What is held in memory. Walks the targeted answers: some milliseconds at their limit."""

@@ -8,14 +8,7 @@ idea: everything a mount must do anyway, and nothing else. Prints a JSON result.
 from __future__ import annotations
 
 import json
-import mmap
-import multiprocessing
-import multiprocessing.connection
-import os
-import resource
 import sys
-import threading
-import time
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -24,6 +17,8 @@ from typing import Any
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+
+from tests.bench.race import race
 
 SAMPLE_BYTES = 64
 """Compared per range: enough to see wrong, shifted or missing bytes, too little to cost time."""
@@ -40,59 +35,32 @@ class Range:
 
 
 class _Fetcher:
-    """The threads of one worker process.
+    """One process's client; stateless but for it."""
 
-    The mutable state of a fetcher is `_wrong`, appended to by its threads.
-    """
-
-    def __init__(self, job: dict[str, Any], ranges: list[Range], taken: Any) -> None:
+    def __init__(self, job: dict[str, Any], ranges: list[Range]) -> None:
         self._job = job
         self._ranges = ranges
-        self._taken = taken
-        self._wrong: list[str] = []
-
-    def run(self, barrier: Any) -> dict[str, Any]:
-        """Fetch until no range is left; return when it ended, the CPU time and what was wrong."""
-        session = boto3.Session()
         config = Config(
-            max_pool_connections=self._job["threads"],
+            max_pool_connections=job["threads"],
             s3={"addressing_style": "path"},
             # Otherwise the body is wrapped in a checksum that copies it.
             response_checksum_validation="when_required",
         )
-        client = session.client("s3", config=config)
-        buffers = [touched_buffer(self._job["range_bytes"]) for _ in range(self._job["threads"])]
-        threads = [
-            threading.Thread(target=self._fetch_all, args=(client, buffer)) for buffer in buffers
-        ]
-        barrier.wait()
-        before = resource.getrusage(resource.RUSAGE_SELF)
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        ended = time.monotonic()
-        after = resource.getrusage(resource.RUSAGE_SELF)
-        cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        return {"ended": ended, "cpu_s": cpu_s, "wrong": self._wrong}
+        self._client = boto3.Session().client("s3", config=config)
 
-    def _fetch_all(self, client: Any, buffer: memoryview) -> None:
-        while True:
-            with self._taken.get_lock():
-                number = self._taken.value
-                self._taken.value += 1
-            if number >= len(self._ranges):
-                return
-            wanted = self._ranges[number]
-            try:
-                self._fetch(client, wanted, buffer[: wanted.size])
-            # A figure without these bytes would be a lie.
-            except (BotoCoreError, ClientError, HTTPException, OSError) as error:
-                self._wrong.append(f"{wanted}: {error!r}")
-                return
+    def fetch(self, number: int, target: memoryview) -> str | None:
+        """Fetch a range and compare a sample of it; what is wrong, else None."""
+        wanted = self._ranges[number]
+        try:
+            self._receive(wanted, target)
+        # A figure without these bytes would be a lie.
+        except (BotoCoreError, ClientError, EOFError, HTTPException, OSError) as error:
+            return f"{wanted}: {error!r}"
+        original = Path(self._job["originals"]) / wanted.key.rpartition("/")[2]
+        return None if same_sample(original, wanted.start, target) else f"{wanted}: other bytes"
 
-    def _fetch(self, client: Any, wanted: Range, target: memoryview) -> None:
-        answer = client.get_object(
+    def _receive(self, wanted: Range, target: memoryview) -> None:
+        answer = self._client.get_object(
             Bucket=self._job["bucket"],
             Key=wanted.key,
             IfMatch=wanted.etag,
@@ -107,21 +75,15 @@ class _Fetcher:
                 raise EOFError(f"{done} of {wanted.size} bytes")
             done += count
         stream.release_conn()
-        original = Path(self._job["originals"]) / wanted.key.rpartition("/")[2]
-        with original.open("rb", buffering=0) as file:
-            at = (wanted.start * 31 // 7) % max(1, wanted.size - SAMPLE_BYTES)
-            sample = target[at : at + SAMPLE_BYTES].tobytes()
-            file.seek(wanted.start + at)
-            if file.read(len(sample)) != sample:
-                self._wrong.append(f"{wanted}: other bytes")
 
 
-def touched_buffer(size: int) -> memoryview:
-    """Return memory that has been touched: a first touch costs more than the copy."""
-    memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    memory.madvise(mmap.MADV_HUGEPAGE)
-    memory[:: mmap.PAGESIZE] = b"\0" * (size // mmap.PAGESIZE)
-    return memoryview(memory)
+def same_sample(original: Path, start: int, target: memoryview) -> bool:
+    """Whether some bytes of `target` are those of the original, which has it from `start` on."""
+    at = (start * 31 // 7) % max(1, len(target) - SAMPLE_BYTES)
+    sample = target[at : at + SAMPLE_BYTES].tobytes()
+    with original.open("rb", buffering=0) as file:
+        file.seek(start + at)
+        return file.read(len(sample)) == sample
 
 
 def cut(objects: list[dict[str, Any]], range_bytes: int) -> list[Range]:
@@ -133,50 +95,12 @@ def cut(objects: list[dict[str, Any]], range_bytes: int) -> list[Range]:
     ]
 
 
-def _work(
-    job: dict[str, Any],
-    ranges: list[Range],
-    taken: Any,
-    barrier: Any,
-    results: multiprocessing.connection.Connection,
-) -> None:
-    results.send(_Fetcher(job, ranges, taken).run(barrier))
-
-
 def main() -> None:
-    """Run the job, a JSON argument; the clock starts when every worker is ready."""
+    """Run the job, a JSON argument."""
     job = json.loads(sys.argv[1])
     ranges = cut(job["objects"], job["range_bytes"])
-    # Forked before there is any thread, so that boto3 is imported once.
-    context = multiprocessing.get_context("fork")
-    taken = context.Value("q", 0)
-    barrier = context.Barrier(job["processes"] + 1)
-    pipes, workers = [], []
-    for _ in range(job["processes"]):
-        receiving, sending = context.Pipe(duplex=False)
-        worker = context.Process(
-            target=_work, args=(job, ranges, taken, barrier, sending), daemon=True
-        )
-        worker.start()
-        sending.close()
-        pipes.append(receiving)
-        workers.append(worker)
-    barrier.wait()
-    started = time.monotonic()
-    results = [pipe.recv() for pipe in pipes]
-    for worker in workers:
-        worker.join()
-    json.dump(
-        {
-            "seconds": max(result["ended"] for result in results) - started,
-            "bytes": sum(wanted.size for wanted in ranges),
-            "cpu_s": sum(result["cpu_s"] for result in results),
-            "wrong": [text for result in results for text in result["wrong"]][:5],
-        },
-        sys.stdout,
-    )
-    sys.stdout.flush()
-    os._exit(0)
+    sizes = [wanted.size for wanted in ranges]
+    race(lambda: _Fetcher(job, ranges).fetch, sizes, job["processes"], job["threads"])
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def test_the_version_is_told() -> None:
 def test_help_names_every_command() -> None:
     """`fusefs --help` and those of the commands succeed."""
     text = run_fusefs("--help").stdout
-    for command in ("mount", "umount", "status", "push", "pull", "ls", "cat"):
+    for command in ("mount", "umount", "status", "doctor", "push", "pull", "ls", "cat"):
         assert command in text
         assert run_fusefs(command, "--help").status == 0
     assert "engine.memory" in run_fusefs("mount", "--help").stdout

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fusefs.cli.resolve import resolve_config
+from fusefs.cli.resolve import resolve_config, why_to_distrust
 from fusefs.config import SETTINGS, Config, Setting
 from fusefs.errors import ConfigError
+from tests.cli.commandline import run_fusefs
 
 NOWHERE = Path("/nonexistent/fusefs.toml")
 
@@ -205,3 +206,17 @@ def test_ranges_are_whole_blocks(tmp_path: Path) -> None:
         _resolve(
             tmp_path, ("--set", "engine.range_size", "3M"), ("--set", "engine.block_size", "2M")
         )
+
+
+def test_a_file_that_everybody_may_write_is_told(tmp_path: Path) -> None:
+    """Settings that anybody may change are warned of, since they say where credentials go."""
+    file = tmp_path / "fusefs.toml"
+    assert why_to_distrust(file) is None
+    file.write_text("")
+    for mode, told in ((0o600, False), (0o664, False), (0o666, True)):
+        file.chmod(mode)
+        assert (why_to_distrust(file) is not None) == told
+    file.chmod(0o606)
+    ended = run_fusefs("ls", f"file://{tmp_path}", "--config", file)
+    assert ended.status == 0
+    assert f"chmod o-w {file}" in ended.sentence

@@ -6,8 +6,10 @@ lost. Everything else is the real thing: arena, fetcher, prefetcher, reader.
 
 from __future__ import annotations
 
+import functools
 import json
 import mmap
+import os
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -18,7 +20,7 @@ import trio
 
 from fusefs.engine import jobs
 from fusefs.engine.arena import Arena
-from fusefs.engine.blocks import File, FileTable
+from fusefs.engine.blocks import Block, File, FileTable
 from fusefs.engine.fetcher import Fetcher
 from fusefs.engine.guide import Guide
 from fusefs.engine.hinted import HintedPlans
@@ -36,8 +38,11 @@ from loaderhint.header import HeaderError, parse_header
 KIB = 1024
 BLOCK = 4 * KIB
 RANGE = 8 * BLOCK
+ROOM = 1 << 20
+"""For pages pushed ahead of their readers."""
 
 
+@functools.lru_cache(maxsize=256)
 def content(key: str, version: int, size: int) -> bytes:
     """Bytes that tell key, version and place apart."""
     unit = f"{key}@{version}:".encode()
@@ -175,7 +180,11 @@ class SimulatedWorkers:
 
 @dataclass(slots=True)
 class Engine:
-    """All parts of one engine under test."""
+    """All parts of one engine under test.
+
+    `find_inode` says by which inode the kernel knows a file, `on_changed` is told of files that
+    changed in the store: the tree's business, where there is one.
+    """
 
     bucket: SimulatedBucket
     workers: SimulatedWorkers
@@ -187,6 +196,10 @@ class Engine:
     reader: Reader
     counters: Counters
     changed: list[File]
+    arena: Arena
+    pagecache: PageCache
+    find_inode: Callable[[File], int | None] = lambda file: None
+    on_changed: Callable[[File], None] = lambda file: None
 
     def open(self, key: str) -> File:
         """Open the current version."""
@@ -216,6 +229,8 @@ async def open_engine(
     """
     budget = arena_budget(slots * BLOCK, 1, BLOCK, RANGE, capacity)
     arena = Arena(budget)
+    if arena._read_only_fd is None:  # an older kernel: nobody here means to write through it
+        arena._read_only_fd = os.dup(arena.fd)
     counters = Counters()
     bucket = SimulatedBucket()
     workers = SimulatedWorkers(bucket, arena, capacity)
@@ -223,8 +238,20 @@ async def open_engine(
     changed: list[File] = []
     tenants = Slots(budget, files, counters)
     pace = Pace(budget, counters, lambda: False)
-    fetcher = Fetcher(budget, tenants, workers, counters, changed.append, lambda blocks: None, pace)
-    pagecache = PageCache(arena, tenants, counters, lambda file: None, lambda: 0, fetcher.wake)
+
+    def change(file: File) -> None:
+        changed.append(file)
+        engine.on_changed(file)
+
+    def landed(blocks: list[Block]) -> None:
+        pagecache.landed(blocks)  # which has no pusher, unless a test gives it one
+
+    fetcher = Fetcher(budget, tenants, workers, counters, change, landed, pace)
+
+    def find_inode(file: File) -> int | None:
+        return engine.find_inode(file)
+
+    pagecache = PageCache(arena, tenants, counters, find_inode, lambda: ROOM, fetcher.wake)
 
     def closed(file: File) -> None:
         prefetcher.closed(file)
@@ -234,8 +261,9 @@ async def open_engine(
     reader = Reader(arena, tenants, fetcher, prefetcher, counters, pagecache, deadline_s)
     guide = Guide(workers, fetcher, arena, lambda file: bucket.listing(), counters)
     engine = Engine(
-        bucket, workers, files, tenants, fetcher, hinted, prefetcher, reader, counters, changed
-    )
+        bucket, workers, files, tenants, fetcher, hinted, prefetcher, reader, counters, changed,
+        arena, pagecache,
+    )  # fmt: skip
     try:
         async with trio.open_nursery() as nursery:
             workers.attend(nursery, fetcher.on_read)

@@ -42,6 +42,14 @@ class Cgroup:
         name = "memory.current" if self.version == 2 else "memory.usage_in_bytes"
         return int((self.directory / name).read_text())
 
+    def reclaim(self) -> None:
+        """Have the kernel drop what it can: pages of files, and its own records of them."""
+        if self.version == 1:
+            (self.directory / "memory.force_empty").write_text("0")
+            return
+        with contextlib.suppress(BlockingIOError):  # less than asked for could be dropped
+            (self.directory / "memory.reclaim").write_text(str(self.used_bytes()))
+
 
 @contextmanager
 def open_cgroup(limit_bytes: int) -> Iterator[Cgroup]:
@@ -81,3 +89,28 @@ def _remove(directory: Path) -> None:
             time.sleep(0.02)
         else:
             return
+
+
+@contextmanager
+def open_pids_cgroup(most: int) -> Iterator[Cgroup]:
+    """Make one that allows `most` processes and threads; all must have ended at the end."""
+    parent = _pids_parent()
+    directory = parent / f"fusefs-test-{uuid.uuid4().hex[:12]}"
+    directory.mkdir()
+    try:
+        (directory / "pids.max").write_text(str(most))
+        yield Cgroup(directory, 1 if parent != _ROOT else 2)
+    finally:
+        _remove(directory)
+
+
+def _pids_parent() -> Path:
+    """Where a child with a limit of processes can be made."""
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if "pids" in controllers.split(","):
+            own = _ROOT / "pids" / path.lstrip("/")
+            return own if own.is_dir() else _ROOT / "pids"
+    with contextlib.suppress(OSError):
+        (_ROOT / "cgroup.subtree_control").write_text("+pids")
+    return _ROOT

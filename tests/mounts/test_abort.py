@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from fusefs.config import Config
 from fusefs.mount import kernel
-from fusefs.mount.keeper import Keeper
+from fusefs.mount.estate import Estate
+from fusefs.mount.holding import Holding
+from fusefs.mount.job import Job
 from fusefs.mount.tuning import may_abort
 from tests.harness.watchdog import tear_down
 
@@ -55,16 +56,14 @@ def bare(tmp_path: Path) -> Iterator[Bare]:
 
 
 @contextmanager
-def open_keeper(bare: Bare, tmp_path: Path) -> Iterator[Keeper]:
-    """A keeper as it is when its daemon has died."""
-    job = {"source": "bare", "mountpoint": str(bare.path), "config": Config().to_json_dict()}
-    with (tmp_path / "job").open("w+") as file:
-        keeper = Keeper(job, file.fileno())
-    keeper._fuse_fd, keeper._device = os.dup(bare.fd), bare.device
-    with keeper._wake, keeper._wake_end:
-        yield keeper
-    if keeper._fuse_fd is not None:
-        os.close(keeper._fuse_fd)
+def open_holding(bare: Bare, device: str | None = None) -> Iterator[Holding]:
+    """A mount as the keeper of a dead daemon holds it."""
+    estate = Estate(os.dup(bare.fd), b"", device or bare.device, os.memfd_create("none"))
+    holding = Holding(
+        Job(-1, "bare", str(bare.path), allow_other=False, grace_s=10.0, owns=True), estate
+    )
+    yield holding
+    holding.close()
 
 
 def test_a_connection_is_connected_until_it_is_aborted(bare: Bare) -> None:
@@ -80,15 +79,16 @@ def test_a_connection_is_not_connected_once_it_is_unmounted(bare: Bare) -> None:
     assert not kernel.is_connected(bare.fd)
 
 
-def test_the_keeper_frees_whoever_waits_and_unmounts(bare: Bare, tmp_path: Path) -> None:
+def test_the_keeper_frees_whoever_waits_and_unmounts(bare: Bare) -> None:
     """A reader of a mount that nobody answers gets an error, and the mountpoint is free again."""
     command = [sys.executable, "-S", "-c", "import os, sys; os.listdir(sys.argv[1])"]
     reader = subprocess.Popen([*command, str(bare.path)], stderr=subprocess.PIPE)
     waiting = Path("/sys/fs/fuse/connections", bare.device.partition(":")[2], "waiting")
     while int(waiting.read_text()) < 2:  # the first one is the kernel's own: FUSE_INIT
         assert reader.poll() is None
-    with open_keeper(bare, tmp_path) as keeper:
-        keeper.stop()
+    with open_holding(bare) as holding:
+        holding.abort()
+        holding.unmount()
     _, said = reader.communicate(timeout=BOUND_S)
     assert b"OSError" in said or b"ConnectionAbortedError" in said
     assert kernel.find_mount(str(bare.path)) is None
@@ -98,10 +98,9 @@ def test_the_keeper_leaves_another_mount_of_the_same_number_alone(
     bare: Bare, tmp_path: Path
 ) -> None:
     """Once ours has ended, its number may be a stranger's, who must not be aborted."""
-    with open_bare(tmp_path / "ours") as ours, open_keeper(ours, tmp_path) as keeper:
-        kernel.unmount(str(ours.path))
-        keeper._device = bare.device  # as if the kernel had given our number away
-        keeper._abort()
+    with open_bare(tmp_path / "ours") as ours, open_holding(ours, bare.device) as holding:
+        kernel.unmount(str(ours.path))  # and the kernel has given our number away
+        holding.abort()
         assert kernel.is_connected(bare.fd)
 
 

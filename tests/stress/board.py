@@ -40,14 +40,14 @@ class Board:
     def begin(self) -> None:
         """The clock of all threads starts now."""
         for number in range(self.rows):
-            self._write(number, Row(time.monotonic(), 0, 0, 0.0, 0))
+            self.write(number, Row(time.monotonic(), 0, 0, 0.0, 0))
 
     def done(self, number: int, began_s: float, size: int, exact: bool) -> None:
         """Thread `number` has ended an operation on `size` bytes that began then."""
         now, row = time.monotonic(), self.read(number)
         longest = max(row.longest_s, now - began_s)
         after = Row(now, row.operations + 1, row.bytes + size, longest, row.wrong + (not exact))
-        self._write(number, after)
+        self.write(number, after)
 
     def read(self, number: int) -> Row:
         """The row of one thread."""
@@ -57,7 +57,8 @@ class Board:
         """All rows."""
         return [self.read(number) for number in range(self.rows)]
 
-    def _write(self, number: int, row: Row) -> None:
+    def write(self, number: int, row: Row) -> None:
+        """Put a row in place of what was there."""
         values = (row.at_s, row.operations, row.bytes, row.longest_s, row.wrong)
         # In one copy: pack_into() writes zeros first, and the watcher may look just then.
         at = number * _ROW.size

@@ -30,13 +30,15 @@ DIRECT_BYTES_MAX = 100 * MIB
 class Reader:
     """One thread of the crowd, and the ways it reads; each read goes to its row of the board."""
 
-    def __init__(self, mount: Path, plain: Path, board: Board, number: int) -> None:
+    def __init__(
+        self, mount: Path, plain: Path, board: Board, number: int, only: str = "*"
+    ) -> None:
         self._mount = mount
         self._plain = plain
         self._board = board
         self._number = number
         self._chance = random.Random(number)
-        self._names = sorted(path.name for path in plain.iterdir())
+        self._names = sorted(path.name for path in plain.glob(only))
         self._buffer = mmap.mmap(-1, MIB)  # aligned, as O_DIRECT wants it
         self._ways: list[tuple[int, Callable[[Path, mmap.mmap], None]]] = [
             (24, self.fault_in_order),

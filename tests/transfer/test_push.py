@@ -21,6 +21,7 @@ from tests.transfer.folders import MODEL, PREFIX, SOURCE, Bucket, Watcher, conte
 INDEX = "model.safetensors.index.json"
 MANIFEST = ".fusefs/manifest.json"
 JOURNAL = ".fusefs/push.json"
+NOTE = ".fusefs/checksums.json"
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def bucket() -> Bucket:
 def check_whole(bucket: Bucket, model: Path) -> None:
     """The bucket holds exactly the folder, and a manifest that says so."""
     files = contents(model)
-    assert bucket.names() == {*files, MANIFEST}
+    assert bucket.names() == {*files, MANIFEST, NOTE}
     assert {name: bucket.read(name) for name in files} == files
     assert {name: row["sha256"] for name, row in bucket.manifest().items()} == {
         name: hashlib.sha256(data).hexdigest() for name, data in files.items()
@@ -69,7 +70,7 @@ def test_what_readers_look_at_comes_last(bucket: Bucket, model: Path) -> None:
     bucket.push(model)
     order = written(bucket)
     assert order[0] == JOURNAL
-    assert order[-2:] == [INDEX, MANIFEST]
+    assert order[-3:] == [INDEX, NOTE, MANIFEST]
     shards = [order.index(name) for name in MODEL if name.endswith(".safetensors")]
     companions = [order.index(name) for name in ("config.json", "tokenizer/vocab.txt")]
     assert max(shards) < min(companions)
@@ -124,7 +125,7 @@ def test_another_model_is_replaced_whole(bucket: Bucket, model: Path, tmp_path: 
     report = bucket.push(other, force=True)
     calls = [(call[0], str(call[1]).removeprefix(PREFIX)) for call in bucket.writer.calls]
     assert calls[:3] == [("put", JOURNAL), ("delete", MANIFEST), ("delete", INDEX)]
-    assert bucket.names() == {"model.safetensors", "config.json", "notes.txt", MANIFEST}
+    assert bucket.names() == {"model.safetensors", "config.json", "notes.txt", NOTE, MANIFEST}
     assert "model-00001-of-00002.safetensors" in report.removed
     assert "notes.txt" not in report.removed
 
@@ -188,7 +189,7 @@ def test_a_push_that_was_cut_goes_on(bucket: Bucket, model: Path, at: int | str)
     assert (MANIFEST in bucket.names()) == (at == JOURNAL)
     before = bucket.names()
     report = bucket.push(model)
-    assert before - {JOURNAL, MANIFEST} <= set(MODEL)
+    assert before - {JOURNAL, NOTE, MANIFEST} <= set(MODEL)
     assert report.bytes_moved + report.bytes_there == sum(MODEL.values())
     if isinstance(at, int):
         fresh = [call[3] for call in bucket.writer.calls if call[0] == "part"]

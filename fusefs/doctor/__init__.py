@@ -1,0 +1,1 @@
+"""Why a mount is sick, found without touching it. Evidence first, then findings."""

@@ -1,0 +1,240 @@
+"""The source mounts of this node: one for each mount key, shared by every volume that fits.
+
+Mounts, hands over to the mounter, renews credentials, and takes away what nobody shows any more.
+The one idea: a source mount lives as long as a bind of it is in mountinfo or a publish is under
+way; both are looked at under one lock, so it never goes while somebody is about to bind it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+from fusefs.errors import FusefsError
+from fusefs.kubernetes import mounts
+from fusefs.kubernetes.attributes import Volume
+from fusefs.kubernetes.channel import Channel, LinkDown
+from fusefs.kubernetes.credentials import Credentials
+from fusefs.kubernetes.mounters import RELEASE_TIMEOUT_S, Mounters
+from fusefs.kubernetes.places import Places
+from fusefs.kubernetes.raising import Raiser
+from fusefs.kubernetes.records import Record, Records, new_key
+from fusefs.mount import kernel
+from fusefs.mount.estate import Estate
+
+log = logging.getLogger("fusefs.kubernetes")
+
+RESUME_TIMEOUT_S = 60.0
+"""A new mounter starts many daemons at once; each takes a second of two cores."""
+
+
+@dataclass(slots=True, eq=False)
+class SourceMount:
+    """One key. INVARIANT: `estate` is there once the mount answers, until it is taken away."""
+
+    record: Record
+    estate: Estate | None = None
+    pending: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its connection still lives, as far as we know: without a descriptor it may."""
+        return self.estate is not None and kernel.is_connected(self.estate.fuse_fd)
+
+
+class Sources:
+    """All source mounts. Thread-safe.
+
+    The mutable state of Sources is `_mounts`, by key, under `_lock`. A mount's own lock is taken
+    before `_lock`, never within it.
+    """
+
+    def __init__(
+        self, places: Places, records: Records, mounters: Mounters, raiser: Raiser
+    ) -> None:
+        self._places = places
+        self._records = records
+        self._mounters = mounters
+        self._raiser = raiser
+        self._lock = threading.Lock()
+        self._mounts: dict[str, SourceMount] = {}
+
+    def load(self) -> None:
+        """Know again what an earlier plugin mounted; estates come from the mounter."""
+        rows = kernel.mount_rows()
+        for record in list(self._records.all()):
+            found = mounts.rows_at(str(self._places.mountpoint(record.key)), rows)
+            if found and record.device is not None and found[-1].device == record.device:
+                self._mounts[record.key] = SourceMount(record)
+            else:
+                self._forget(SourceMount(record))
+        self._remove_strangers()
+
+    @contextmanager
+    def using(
+        self, volume: Volume, credentials: Credentials, until: float
+    ) -> Iterator[SourceMount]:
+        """A mount of this volume, brought up if there is none; it stays while the context lasts.
+
+        Raises what the source says, or LinkDown; then nothing stays.
+        """
+        mount = self._reserve(volume, credentials)
+        try:
+            with mount.lock:
+                if mount.estate is None:
+                    mount.estate = self._bring_up(mount, credentials, until)
+                elif not mount.is_alive:
+                    raise LinkDown("the mount was just lost: try again")
+            yield mount
+        finally:
+            with self._lock:
+                mount.pending -= 1
+            self.remove_unused(mount.record.key)
+
+    def find(self, key: str) -> SourceMount | None:
+        """The mount with this key, if it is there."""
+        with self._lock:
+            return self._mounts.get(key)
+
+    def renew(self, mount: SourceMount, credentials: Credentials) -> None:
+        """Give a mount newer credentials of the same subject. Raises OSError."""
+        with mount.lock:
+            changed = mount.record.fingerprint != credentials.fingerprint
+            mount.record = replace(mount.record, fingerprint=credentials.fingerprint)
+            self._records.write(mount.record, credentials)
+        if changed:  # a token is read again from its file; variables need another daemon
+            self._mounters.renew(mount.record.key)
+
+    def remove_unused(self, key: str) -> None:
+        """Take a mount away if nobody shows it and nobody is about to."""
+        with self._lock:
+            mount = self._mounts.get(key)
+            if mount is None or mount.pending or self._is_shown(mount):
+                return
+            del self._mounts[key]
+        with mount.lock:
+            self._forget(mount)
+
+    def resume(self, old: Channel | None, channel: Channel, held: dict[str, Estate]) -> None:
+        """A mounter is there: have it serve all mounts, after whoever served before it."""
+        with self._lock:
+            known = dict(self._mounts)
+        for key, mount in known.items():
+            with mount.lock:
+                self._resume_one(mount, held.pop(key, None), old, channel)
+        for key, estate in held.items():  # unpublished while no plugin ran
+            estate.close()
+            channel.tell({"op": "drop", "key": key})
+
+    def mountpoint(self, key: str) -> str:
+        """Where the source of a key is mounted."""
+        return str(self._places.mountpoint(key))
+
+    @property
+    def is_served(self) -> bool:
+        """Whether there is a mounter."""
+        return self._mounters.is_connected
+
+    def give_up(self, key: str) -> None:
+        """No daemon could serve this mount for long: its readers get an error instead of hanging.
+
+        The next publish of a volume of it mounts anew.
+        """
+        with self._lock:
+            mount = self._mounts.pop(key, None)
+        if mount is not None:
+            with mount.lock:
+                self._forget(mount)
+
+    def all(self) -> list[SourceMount]:
+        """Every mount there is."""
+        with self._lock:
+            return list(self._mounts.values())
+
+    def _reserve(self, volume: Volume, credentials: Credentials) -> SourceMount:
+        asked = volume.describe()
+        with self._lock:
+            for mount in self._mounts.values():
+                if mount.record.serves(asked, credentials) and (
+                    mount.estate is None or mount.is_alive
+                ):
+                    mount.pending += 1
+                    return mount
+            record = Record(
+                new_key(), asked["source"], asked["config"], credentials.subject,
+                credentials.fingerprint, credentials.inherit,
+            )  # fmt: skip
+            mount = self._mounts[record.key] = SourceMount(record, pending=1)
+            return mount
+
+    def _bring_up(self, mount: SourceMount, credentials: Credentials, until: float) -> Estate:
+        """Mount and have it served. Raises FusefsError; then nothing of it is left mounted."""
+        record = mount.record
+        if record.device is not None:
+            raise LinkDown("the mount waits for the mounter, which has not come back yet")
+        self._mounters.wait_connected(until)
+        self._records.write(record, credentials)
+        mountpoint = str(self._places.mountpoint(record.key))
+        estate = self._raiser.mount(record, mountpoint)
+        try:
+            mount.record = replace(record, device=estate.device)
+            self._records.write(mount.record, None)
+            self._mounters.serve(record.key, estate, until)
+            estate = self._raiser.finish(mount.record, mountpoint, estate)
+            self._mounters.hand_listener(record.key, estate)
+        except FusefsError:
+            mount.record = record
+            self._mounters.release(record.key)
+            self._raiser.take_down(mountpoint, estate)
+            raise
+        return estate
+
+    def _resume_one(
+        self, mount: SourceMount, held: Estate | None, old: Channel | None, channel: Channel
+    ) -> None:
+        key = mount.record.key
+        if held is not None:  # it serves; we came back
+            # What comes from an unprivileged process is believed where it fits what we wrote down.
+            if mount.estate is not None or held.device != mount.record.device:
+                held.close()
+            else:
+                mount.estate = held
+            if mount.estate is not None:
+                return
+        if mount.estate is None:
+            if mount.record.device is not None:
+                log.error("the mount %s is lost: plugin and mounter ended at once", key)
+                with self._lock:
+                    self._mounts.pop(key, None)
+                self._forget(mount)
+            return
+        try:
+            if old is not None:
+                old.ask({"op": "release", "key": key}, time.monotonic() + RELEASE_TIMEOUT_S)
+            until = time.monotonic() + RESUME_TIMEOUT_S
+            channel.ask({"op": "serve", "key": key}, until, mount.estate)
+        except FusefsError as error:
+            log.error("the mount %s is not served: %s", key, error)  # noqa: TRY400 - a sentence
+
+    def _is_shown(self, mount: SourceMount) -> bool:
+        device, own = mount.record.device, str(self._places.mountpoint(mount.record.key))
+        return any(row.device == device and row.mountpoint != own for row in kernel.mount_rows())
+
+    def _forget(self, mount: SourceMount) -> None:
+        """Take away the mount, its daemon, its credentials."""
+        key = mount.record.key
+        self._mounters.release(key)
+        self._raiser.take_down(str(self._places.mountpoint(key)), mount.estate)
+        mount.estate = None
+        self._records.remove(key)
+
+    def _remove_strangers(self) -> None:
+        """Folders of mounts that nobody knows: of a plugin that was killed while it mounted."""
+        for folder in self._places.mounts.iterdir():
+            if folder.name not in self._mounts:
+                self._raiser.take_down(str(folder), None)

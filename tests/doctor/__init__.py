@@ -1,0 +1,1 @@
+"""Sick mounts, and what the doctor says of them."""

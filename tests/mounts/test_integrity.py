@@ -1,0 +1,142 @@
+"""Wrong bytes on the wire and in the store, against the checksums that push noted."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.harness.azurite import ACCOUNT, Azurite
+from tests.harness.corrupting import CorruptingWire, open_corrupting_wire
+from tests.harness.fake_gcs import FakeGcs
+from tests.harness.mounted import Mounted, open_mount, run_cli
+from tests.harness.redis_server import PASSWORD, open_redis
+from tests.harness.weed import Weed
+
+MIB = 1 << 20
+SIZE = 20 * MIB + 12_345
+"""More than two ranges, and an end in the middle of a block."""
+
+DATA = random.Random(11).randbytes(SIZE)
+MARK = DATA[9 * MIB : 9 * MIB + 40]
+"""Bytes that are nowhere else: the wire gets the last of them wrong."""
+
+CHECK = ("--set", "engine.checksums=check")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A store that a model was pushed to; `address` is its server's, "host:port"."""
+
+    source: str
+    environment: dict[str, str]
+    address: str
+
+    def behind(self, wire: CorruptingWire) -> Place:
+        """The same place, seen through a wire."""
+        environment = {
+            k: v.replace(self.address, wire.address) for k, v in self.environment.items()
+        }
+        return Place(self.source.replace(self.address, wire.address), environment, wire.address)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder to push."""
+    made = tmp_path / "model"
+    (made / "sub").mkdir(parents=True)
+    (made / "weights.bin").write_bytes(DATA)
+    (made / "sub" / "config.json").write_bytes(b'{"a": 1}')
+    return made
+
+
+@pytest.fixture(params=["s3", "gcs", "azure", "redis"])
+def place(request: pytest.FixtureRequest, folder: Path, tmp_path: Path) -> Iterator[Place]:
+    """That folder, pushed to each kind of store that has a wire."""
+    with _open_place(request, request.param, tmp_path) as made:
+        push(folder, made)
+        yield made
+
+
+@contextmanager
+def _open_place(request: pytest.FixtureRequest, kind: str, tmp_path: Path) -> Iterator[Place]:
+    if kind == "s3":
+        weed: Weed = request.getfixturevalue("weed")
+        bucket: str = request.getfixturevalue("bucket")
+        yield Place(f"s3://{bucket}/m", weed.environment, weed.endpoint.partition("//")[2])
+    elif kind == "gcs":
+        google: FakeGcs = request.getfixturevalue("fake_gcs")
+        container: str = request.getfixturevalue("gcs_bucket")
+        yield Place(f"gs://{container}/m", google.environment, google.endpoint.partition("//")[2])
+    elif kind == "azure":
+        azurite: Azurite = request.getfixturevalue("azurite_environment")
+        container = request.getfixturevalue("container")
+        address = azurite.endpoint.partition("//")[2].partition("/")[0]
+        yield Place(f"az://{ACCOUNT}/{container}/m", azurite.environment, address)
+    else:
+        with open_redis(tmp_path / "redis", password=PASSWORD) as redis:
+            address = redis.source.partition("//")[2]
+            yield Place(f"{redis.source}/0?model=m", redis.environment, address)
+
+
+def push(folder: Path, place: Place) -> None:
+    """Push the folder there, as a user does."""
+    environment = {**os.environ, **place.environment}
+    done = run_cli("push", str(folder), place.source, environment=environment, timeout_s=60)
+    assert done.returncode == 0, done.stderr
+
+
+def mount_through(
+    place: Place, wire: CorruptingWire, *options: str
+) -> AbstractContextManager[Mounted]:
+    """Mount it through the wire; warnings are what these tests are about."""
+    seen = place.behind(wire)
+    return open_mount(seen.source, *options, environment=seen.environment, warnings_expected=True)
+
+
+def test_a_wrong_byte_on_the_wire_is_fetched_again(place: Place) -> None:
+    """The reader gets the right bytes, the counters say that there were wrong ones, and the log."""
+    with open_corrupting_wire(place.address) as wire, mount_through(place, wire, *CHECK) as mounted:
+        wire.flip(MARK, 2)
+        assert (mounted.path / "weights.bin").read_bytes() == DATA
+        assert (mounted.path / "sub" / "config.json").read_bytes() == b'{"a": 1}'
+        assert wire.flipped == 2
+        counters = mounted.counters()
+        assert counters["checksum_mismatches"] == 2
+        assert counters["checksums_verified_bytes"] >= SIZE + 8
+        assert counters["checksums_missing_bytes"] == 0
+        warnings = mounted.status()["warnings"]
+        assert sum("wrong bytes between 9437184 and 10485760" in line for line in warnings) == 2
+
+
+def test_a_wire_that_stays_wrong_is_an_error(place: Place) -> None:
+    """After three tries the read fails with EIO, the rest of the file is read, and then all."""
+    with open_corrupting_wire(place.address) as wire, mount_through(place, wire, *CHECK) as mounted:
+        wire.flip(MARK, 1000)
+        with (mounted.path / "weights.bin").open("rb", buffering=0) as file:
+            with pytest.raises(OSError, match="Input/output") as raised:
+                os.pread(file.fileno(), 4096, 9 * MIB)
+            assert raised.value.errno == errno.EIO
+            assert os.pread(file.fileno(), 4096, 3 * MIB) == DATA[3 * MIB : 3 * MIB + 4096]
+            assert mounted.counters()["checksum_mismatches"] >= 3
+            wire.flip(MARK, 0)
+            assert os.pread(file.fileno(), 4096, 9 * MIB) == DATA[9 * MIB : 9 * MIB + 4096]
+        assert (mounted.path / "weights.bin").read_bytes() == DATA
+
+
+@pytest.mark.parametrize("place", ["s3"], indirect=True)
+def test_without_checks_nobody_notices(place: Place) -> None:
+    """What the checks are for: TCP takes the wrong byte for a right one."""
+    with open_corrupting_wire(place.address) as wire, mount_through(place, wire) as mounted:
+        wire.flip(MARK, 1)
+        got = (mounted.path / "weights.bin").read_bytes()
+        assert [i for i in range(SIZE) if got[i] != DATA[i]] == [9 * MIB + 39]
+        assert mounted.status()["checksums"] == {
+            "mode": "off", "why": "engine.checksums is off"
+        }  # fmt: skip

@@ -1,0 +1,61 @@
+"""Where the log of a mount goes, and who may read it."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from tests.harness.mounted import MountFailed, open_mount
+
+
+def test_the_log_is_its_owners_alone(plain: Path, tmp_path: Path) -> None:
+    """A new log has mode 0600, and is what all processes of the mount write errors to."""
+    log = tmp_path / "fusefs.log"
+    with open_mount(f"file://{plain}", "--set", f"log.file={log}") as mounted:
+        pids = mounted.status()["pids"]
+        for pid in (pids["daemon"], pids["spawner"], *pids["workers"]):
+            assert Path(f"/proc/{pid}/fd/2").readlink() == log
+    assert stat.filemode(log.stat().st_mode) == "-rw-------"
+
+
+def test_a_log_of_another_user(plain: Path, tmp_path: Path) -> None:
+    """Root logs to a file that belongs to somebody else, and goes on where it ended."""
+    log = tmp_path / "theirs" / "fusefs.log"
+    log.parent.mkdir(mode=0o700)
+    log.write_text("before\n")
+    for path in (log, log.parent):
+        os.chown(path, 1000, 1000)
+    with open_mount(
+        f"file://{plain}", "--set", f"log.file={log}", warnings_expected=True
+    ) as mounted:
+        os.kill(mounted.status()["pids"]["workers"][0], 9)
+        assert (mounted.path / "big.bin").read_bytes() == (plain / "big.bin").read_bytes()
+    lines = log.read_text().splitlines()
+    assert lines[0] == "before"
+    assert any("died" in line for line in lines[1:])
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda log: log.symlink_to("/etc/motd"), "is a symbolic link"),
+        (lambda log: log.mkdir(), "Is a directory"),
+    ],
+    ids=["link", "folder"],
+)
+def test_a_log_that_is_none(plain: Path, tmp_path: Path, make: object, says: str) -> None:
+    """No log is written through a link that somebody laid there; the mount says so, and is none."""
+    log = tmp_path / "fusefs.log"
+    assert callable(make)
+    make(log)
+    with (
+        pytest.raises(MountFailed) as caught,
+        open_mount(f"file://{plain}", "--set", f"log.file={log}"),
+    ):
+        pytest.fail("mounted")
+    assert says in caught.value.stderr
+    assert caught.value.stderr.count("\n") == 1
+    assert caught.value.status == 2

@@ -1,0 +1,1 @@
+"""The seeded simulation: everything at once, on a virtual clock."""
