@@ -11,7 +11,7 @@ from typing import Protocol
 
 import trio
 
-from fusefs.errors import FusefsError
+from fusefs.errors import ChecksumMismatch, FusefsError
 from fusefs.objects import Extent, ObjectMeta
 from fusefs.policy.extents import extent_of
 from fusefs.policy.kinds import kind_of
@@ -127,8 +127,9 @@ class File:
     """
 
     __slots__ = (
-        "blocks", "changed", "data_start", "direct_opens", "hinted", "inode", "inspected", "ledger",
-        "meta", "opens", "plan", "pushed", "setback", "started", "touched_block", "watcher",
+        "blocks", "changed", "data_start", "direct_opens", "doubtful", "hinted", "inode",
+        "inspected", "ledger", "meta", "opens", "plan", "pushed", "setback", "started",
+        "touched_block", "watcher",
     )  # fmt: skip
 
     def __init__(self, meta: ObjectMeta, plan: FilePlan) -> None:
@@ -148,6 +149,21 @@ class File:
         self.touched_block: int | None = None
         self.pushed: PushedPages | None = None
         self.ledger: Ledger | None = None
+        self.doubtful = False
+
+    @property
+    def is_wrong(self) -> bool:
+        """Whether bytes of this version are known to be wrong: no more of them may be given out."""
+        return isinstance(self.changed, ChecksumMismatch)
+
+    def may_keep_pages(self) -> bool:
+        """Whether an open finds good pages of the file in the kernel, if any; asked by each open.
+
+        Those that a wrong version left there are dropped by the next open that has its own bytes.
+        """
+        keep = not self.doubtful and not self.is_wrong
+        self.doubtful = self.is_wrong
+        return keep
 
     def has(self, index: int) -> bool:
         """Whether this block is wanted, on its way or there."""
@@ -160,7 +176,8 @@ class FileTable:
     What was consumed of a file, and where its data begins, is worth knowing when it is opened again
     with most of its pages still in the kernel; so the files closed last are kept for a while.
 
-    The mutable state of FileTable is the files with opens or blocks, and those closed last.
+    The mutable state of FileTable is the files with opens or blocks, those closed last, and which
+    versions were wrong when they were closed.
     INVARIANT: one File per ObjectId; a file without opens, blocks or plans under way may be dropped
     at any time and comes back the same, or knowing less.
     """
@@ -171,6 +188,7 @@ class FileTable:
         self._files: dict[tuple[str, str], File] = {}
         self._recent: OrderedDict[tuple[str, str], File] = OrderedDict()
         self._recent_blocks = 0
+        self._wrong: set[tuple[str, str]] = set()
 
     def get(self, meta: ObjectMeta) -> File:
         """The file of this version, made on first use."""
@@ -182,6 +200,8 @@ class FileTable:
                 kind = kind_of(meta.id.key)
                 plan = FilePlan(meta.size, self.block_size, self.range_blocks, kind)
                 file = File(meta, plan)
+                file.doubtful = key in self._wrong
+                self._wrong.discard(key)
             else:
                 self._recent_blocks -= file.plan.blocks
             self._files[key] = file
@@ -199,11 +219,18 @@ class FileTable:
         self.drop_if_unused(file)
 
     def drop_if_unused(self, file: File) -> None:
-        """Put a file aside that is neither open nor has blocks."""
+        """Put a file aside that is neither open nor has blocks.
+
+        One that is wrong goes with its blocks: who opens it next gets another, that has none.
+        """
         key = (file.meta.id.key, file.meta.id.etag)
-        if file.opens > 0 or file.blocks or self._files.get(key) is not file:
+        if file.opens > 0 or (file.blocks and not file.is_wrong):
+            return
+        if self._files.get(key) is not file:
             return
         del self._files[key]
+        if file.is_wrong or file.doubtful:
+            self._wrong.add(key)
         if file.pushed is not None:
             file.pushed.release()
             file.pushed = None

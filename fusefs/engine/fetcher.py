@@ -271,7 +271,12 @@ class Fetcher:
             block = self._hedges.winner(run, position)
             if block is not None:
                 ready.append(block)
-        self._checking.landed(run.blocks[0].file, sums, ready)
+        file = run.blocks[0].file
+        self._checking.landed(file, sums, ready)
+        if file.is_wrong:
+            # Nobody gets them: so whoever reads all of a file that is wrong meets the error.
+            self._give_up(ready, file.changed)
+            ready = []
         for block in ready:
             block.touched_s = now
             block.settle(State.READY)
@@ -357,12 +362,12 @@ class Fetcher:
         self._again.clear()
         heapq.heapify(self._retries)
 
-    def _give_up(self, blocks: list[Block], error: FusefsError) -> None:
+    def _give_up(self, blocks: list[Block], error: FusefsError | None) -> None:
         """Forget blocks; their plan comes back to them, after a pause if nothing else arrives."""
         file = blocks[0].file
         for block in blocks:
             self._slots.forget(block, error)
-        if file.changed is not None:
+        if file.changed is not None or file.is_wrong:
             return
         file.plan.want_again(blocks[0].index, blocks[-1].index + 1 - blocks[0].index)
         if not self._pace.is_set_back:

@@ -18,7 +18,7 @@ from fusefs.engine.fetcher import Fetcher, Found
 from fusefs.engine.pagecache import PageCache
 from fusefs.engine.prefetcher import Prefetcher
 from fusefs.engine.slots import Slots
-from fusefs.errors import ChecksumMismatch, FusefsError, StoreTimeout
+from fusefs.errors import FusefsError, StoreTimeout
 from fusefs.objects import Extent
 from fusefs.policy.extents import blocks_of
 from fusefs.telemetry.counters import Counters
@@ -178,6 +178,5 @@ class Reader:
 
 
 def _refuse_wrong(file: File) -> None:
-    """Raise if bytes of this version are known to be wrong: those that are here may be them."""
-    if isinstance(file.changed, ChecksumMismatch):
+    if file.is_wrong and file.changed is not None:
         raise file.changed

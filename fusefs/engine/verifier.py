@@ -9,6 +9,7 @@ another. Decides nothing about tries.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -19,6 +20,8 @@ from fusefs.objects import Checksums, Extent, ObjectId
 from fusefs.policy.crc import CRC32, CRC32C, CRC64NVME, Crc, find_crc
 from fusefs.store.base import Source, Store
 from fusefs.store.checksums import Finder
+
+log = logging.getLogger("fusefs.verifier")
 
 OFF, CHECK, REQUIRE = "off", "check", "require"
 """The values of `engine.checksums`."""
@@ -35,7 +38,11 @@ class SumsRanges(Protocol):
         buffer: memoryview,
         landed: Callable[[int], None] | None = None,
     ) -> None:
-        """As `Store.read_into`; what `landed` tells of was checked. Raises `ChecksumMismatch`."""
+        """As `Store.read_into`; what `landed` tells of was checked.
+
+        Raises `ChecksumMismatch`, and `Unsupported` if the server sends no checksum; then nothing
+        has landed.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +99,9 @@ Landed = Callable[[int, Report], None]
 
 
 class Verifier:
-    """Reads with checks. Thread-safe; its state is in its parts.
+    """Reads with checks. Thread-safe. With `required`, what has no checksum is refused.
 
-    With `required`, what has no checksum is refused.
+    The mutable state of Verifier is whether the store has turned out to sum no ranges.
     """
 
     def __init__(self, store: Store, finder: Finder, block_size: int, required: bool) -> None:
@@ -102,6 +109,7 @@ class Verifier:
         self._finder = finder
         self._block_size = block_size
         self._required = required
+        self._is_plain = False
         self._kinds = {name: find_crc(name) for name in (CRC32, CRC32C, CRC64NVME)}
 
     def read_into(self, id: ObjectId, extent: Extent, buffer: memoryview, landed: Landed) -> None:
@@ -115,18 +123,30 @@ class Verifier:
             self._store.read_into(id, extent, buffer, lambda size: landed(*check.landed(size)))
             landed(*check.landed(extent.size))
             return
-        if isinstance(self._store, SumsRanges):
-            told = _Told(landed, verified=True)
-            self._store.read_summed_into(id, extent, buffer, told.landed)
-        elif self._required:
+        if self._summed_by(id, extent, buffer, landed):
+            return
+        if self._required:
             raise Unsupported(
                 f"{id.key!r} has no checksum, and engine.checksums is {REQUIRE}: push it with"
                 f" fusefs push, or set {CHECK}"
             )
-        else:
-            told = _Told(landed, verified=False)
-            self._store.read_into(id, extent, buffer, told.landed)
+        told = _Told(landed, verified=False)
+        self._store.read_into(id, extent, buffer, told.landed)
         told.landed(extent.size)
+
+    def _summed_by(self, id: ObjectId, extent: Extent, buffer: memoryview, landed: Landed) -> bool:
+        """Read with the sums that the store makes of each range; False if it makes none."""
+        if self._is_plain or not isinstance(self._store, SumsRanges):
+            return False
+        told = _Told(landed, verified=True)
+        try:
+            self._store.read_summed_into(id, extent, buffer, told.landed)
+        except Unsupported as error:
+            log.info("ranges come without sums: %s", error)
+            self._is_plain = True
+            return False
+        told.landed(extent.size)
+        return True
 
 
 class _Told:

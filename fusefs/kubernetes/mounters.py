@@ -140,5 +140,6 @@ class Mounters:
         if old is not None and old.closed:
             old = None
         self._on_ready(old, channel, held)
+        log.info("a mounter is ready")
         with self._changed:
             self._changed.notify_all()

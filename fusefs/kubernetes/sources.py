@@ -7,12 +7,14 @@ way; both are looked at under one lock, so it never goes while somebody is about
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from fusefs.errors import FusefsError
 from fusefs.kubernetes import mounts
@@ -27,6 +29,9 @@ from fusefs.mount import kernel
 from fusefs.mount.estate import Estate
 
 log = logging.getLogger("fusefs.kubernetes")
+
+RESUME_PAUSE_S = 1.0
+"""Between attempts to have a mount served whose readers wait."""
 
 RESUME_TIMEOUT_S = 60.0
 """A new mounter starts many daemons at once; each takes a second of two cores."""
@@ -124,9 +129,14 @@ class Sources:
         """A mounter is there: have it serve all mounts, after whoever served before it."""
         with self._lock:
             known = dict(self._mounts)
+        threads = []
         for key, mount in known.items():
-            with mount.lock:
-                self._resume_one(mount, held.pop(key, None), old, channel)
+            # At once: each takes a second, and its readers wait.
+            work = partial(self._resume_one, mount, held.pop(key, None), old, channel)
+            threads.append(threading.Thread(target=work, name=key, daemon=True))
+            threads[-1].start()
+        for thread in threads:
+            thread.join()
         for key, estate in held.items():  # unpublished while no plugin ran
             estate.close()
             channel.tell({"op": "drop", "key": key})
@@ -197,6 +207,12 @@ class Sources:
     def _resume_one(
         self, mount: SourceMount, held: Estate | None, old: Channel | None, channel: Channel
     ) -> None:
+        with mount.lock:
+            if self._take_back(mount, held):
+                self._serve_again(mount, old, channel)
+
+    def _take_back(self, mount: SourceMount, held: Estate | None) -> bool:
+        """Whether the mount has to be served by the new mounter: it was ours, and it lives."""
         key = mount.record.key
         if held is not None:  # it serves; we came back
             # What comes from an unprivileged process is believed where it fits what we wrote down.
@@ -205,21 +221,30 @@ class Sources:
             else:
                 mount.estate = held
             if mount.estate is not None:
-                return
+                return False
         if mount.estate is None:
             if mount.record.device is not None:
                 log.error("the mount %s is lost: plugin and mounter ended at once", key)
                 with self._lock:
                     self._mounts.pop(key, None)
                 self._forget(mount)
-            return
-        try:
-            if old is not None:
+            return False
+        return True
+
+    def _serve_again(self, mount: SourceMount, old: Channel | None, channel: Channel) -> None:
+        key = mount.record.key
+        if old is not None:
+            with contextlib.suppress(LinkDown):  # it ended, and its daemons with it
                 old.ask({"op": "release", "key": key}, time.monotonic() + RELEASE_TIMEOUT_S)
-            until = time.monotonic() + RESUME_TIMEOUT_S
-            channel.ask({"op": "serve", "key": key}, until, mount.estate)
-        except FusefsError as error:
-            log.error("the mount %s is not served: %s", key, error)  # noqa: TRY400 - a sentence
+        while self.find(key) is mount and mount.is_alive and not channel.closed:
+            try:
+                until = time.monotonic() + RESUME_TIMEOUT_S
+                channel.ask({"op": "serve", "key": key}, until, mount.estate)
+            except FusefsError as error:
+                log.error("the mount %s is not served: %s", key, error)  # noqa: TRY400 - a sentence
+                time.sleep(RESUME_PAUSE_S)
+            else:
+                return
 
     def _is_shown(self, mount: SourceMount) -> bool:
         device, own = mount.record.device, str(self._places.mountpoint(mount.record.key))

@@ -27,7 +27,7 @@ import trio
 from fusefs.config import Config, config_from_json_dict
 from fusefs.engine import jobs
 from fusefs.engine.arena import Arena
-from fusefs.engine.blocks import Block, File, FileTable
+from fusefs.engine.blocks import File, FileTable
 from fusefs.engine.fetcher import Fetcher
 from fusefs.engine.guide import Guide, Names
 from fusefs.engine.handed import Groups, Pins
@@ -125,7 +125,7 @@ class Daemon:
             self._pool,
             self._counters,
             self._object_changed,
-            self._landed,
+            lambda blocks: self._pagecache.landed(blocks),  # noqa: PLW0108 - it is made below
             self._pace,
         )
         self._pagecache = PageCache(
@@ -338,9 +338,6 @@ class Daemon:
         if not self._is_visible:  # another container's: we end with its connection
             return self._device
         return self._device if any(r.device == self._device for r in mount_rows()) else None
-
-    def _landed(self, blocks: list[Block]) -> None:
-        self._pagecache.landed(blocks)
 
     def _unhinted(self, file: File) -> None:
         self._prefetcher.closed(file)

@@ -253,7 +253,7 @@ class Operations(pyfuse3.Operations):
         handle = FileHandleT(inode | (DIRECT_HANDLE if flags & os.O_DIRECT else 0))
         file = self._opened(handle)
         self._hooks.opening(file.plan.kind)
-        return FileInfo(fh=handle, keep_cache=True)
+        return FileInfo(fh=handle, keep_cache=file.may_keep_pages())
 
     @answering
     async def read(self, fh: FileHandleT, off: int, size: int) -> Any:

@@ -29,7 +29,8 @@ _COMPUTING: dict[str, tuple[tuple[str, str], ...]] = {
 
 _COMBINING = "awscrt.checksums"
 
-_SIZES = {CRC32: 4, CRC32C: 4, CRC64NVME: 8}
+SIZES = {CRC32: 4, CRC32C: 4, CRC64NVME: 8}
+"""Bytes of a value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ def find_crc(name: str) -> Crc:
     """The CRC of this name. Raises `ConfigError` if its library is not installed, KeyError."""
     combine = getattr(_load(_COMBINING), f"combine_{name}")
     return Crc(
-        name, _SIZES[name], find_computing(name), cast(Callable[[int, int, int], int], combine)
+        name, SIZES[name], find_computing(name), cast(Callable[[int, int, int], int], combine)
     )
 
 

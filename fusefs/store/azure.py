@@ -7,10 +7,11 @@ before its first byte is written, and then the bytes go from the socket straight
 
 from __future__ import annotations
 
+import base64
 import http.client
 import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -19,6 +20,7 @@ from xml.etree.ElementTree import Element
 
 from fusefs.config import Config
 from fusefs.errors import (
+    ChecksumMismatch,
     CorruptData,
     ObjectChanged,
     ObjectNotFound,
@@ -27,11 +29,22 @@ from fusefs.errors import (
 )
 from fusefs.objects import Extent, ListPage, ObjectId, ObjectMeta
 from fusefs.policy.budget import CONNECTIONS_MAX
+from fusefs.policy.crc import CRC64NVME, find_computing
 from fusefs.store.azure_client import KEY, SAS_TOKEN, AzureClient
 from fusefs.store.azure_errors import SDK_ERRORS, translate, translate_read
 from fusefs.store.azure_source import CONNECTION_STRING
 from fusefs.store.base import LIST_PAGE_KEYS, Source, Store, Writer
 from fusefs.store.http_body import check_content_range, receive
+
+SUMMED_BYTES_MAX = 4 << 20
+"""https://learn.microsoft.com/rest/api/storageservices/get-blob: of larger ranges Azure sends no
+sum, but status 400."""
+
+_SUM = "x-ms-content-crc64"
+"""Its polynomial is that of CRC64NVME; in base64, the least byte first."""
+
+_NOT_KNOWN = frozenset({"FeatureNotSupported", "UnsupportedHeader"})
+"""What servers call it that speak Azure's protocol and compute no CRC64, Azurite's first."""
 
 
 class AzureStore:
@@ -90,6 +103,35 @@ class AzureStore:
         landed: Callable[[int], None] | None = None,
     ) -> None:
         """See `Store`."""
+        self._read(id, extent, buffer, landed)
+
+    def read_summed_into(
+        self,
+        id: ObjectId,
+        extent: Extent,
+        buffer: memoryview,
+        landed: Callable[[int], None] | None = None,
+    ) -> None:
+        """See `fusefs.engine.verifier.SumsRanges`. One request for each 4 MiB."""
+        compute = find_computing(CRC64NVME)
+        for start in range(extent.start, extent.stop, SUMMED_BYTES_MAX):
+            part = Extent(start, min(start + SUMMED_BYTES_MAX, extent.stop))
+            at = start - extent.start
+            view = buffer[at : at + part.size]
+
+            self._read(id, part, view, None, compute)
+            if landed is not None:
+                landed(at + part.size)
+
+    def _read(
+        self,
+        id: ObjectId,
+        extent: Extent,
+        buffer: memoryview,
+        landed: Callable[[int], None] | None,
+        compute: Callable[[memoryview], int] | None = None,
+    ) -> None:
+        """One range; with `compute`, which is of its CRC64, compared with what the server says."""
         what = subject(self._client, id.key)
         if not id.etag:
             raise Unsupported(f"{what} has no ETag, so its versions cannot be told apart")
@@ -98,6 +140,8 @@ class AzureStore:
             "x-ms-range": f"bytes={extent.start}-{extent.stop - 1}",
             "If-Match": f'"{id.etag}"',
         }
+        if compute is not None:
+            headers["x-ms-range-get-content-crc64"] = "true"
         try:
             answer = self._client.send("GET", id.key, "", headers, stream=True)
         except SDK_ERRORS as error:
@@ -105,9 +149,14 @@ class AzureStore:
         except ObjectNotFound as error:
             raise translate_read(error) from error
         if answer.status_code >= 300:
+            if compute and answer.headers.get("x-ms-error-code") in _NOT_KNOWN:
+                answer.close()
+                raise _without_sum(what)
             raise translate_read(self._client.refusal(answer, what))
         try:
             _check_answer(answer, id, extent, what)
+            if compute is not None:
+                landed = _comparing(compute, buffer, answer.headers, what)
             receive(answer.raw, answer.raw, buffer, landed, what)
         except SDK_ERRORS as error:
             answer.close()
@@ -205,6 +254,28 @@ def name_of(item: Element) -> str:
 def _meta(key: str, etag: str, size: int, modified: str) -> ObjectMeta:
     mtime_s = int(parsedate_to_datetime(modified).timestamp())
     return ObjectMeta(ObjectId(key, etag.strip('"')), size, mtime_s * 10**9)
+
+
+def _comparing(
+    compute: Callable[[memoryview], int], buffer: memoryview, headers: Mapping[str, str], what: str
+) -> Callable[[int], None]:
+    """A `landed` that compares the whole buffer, once it is full, with the sum in the head.
+
+    Raises there, so that the connection is not used again; and ValueError for a head that broke.
+    """
+    if _SUM not in headers:
+        raise _without_sum(what)
+    expected = int.from_bytes(base64.b64decode(headers[_SUM], validate=True), "little")
+
+    def landed(size: int) -> None:
+        if size == len(buffer) and compute(buffer) != expected:
+            raise ChecksumMismatch(f"{what} came with wrong bytes: not those of its CRC64")
+
+    return landed
+
+
+def _without_sum(what: str) -> Unsupported:
+    return Unsupported(f"{what} comes without checksums: the server makes none of ranges")
 
 
 def _check_answer(answer: Any, id: ObjectId, extent: Extent, what: str) -> None:

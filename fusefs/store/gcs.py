@@ -8,20 +8,23 @@ the buffer.
 
 from __future__ import annotations
 
+import base64
 import http.client
 import importlib
 from collections.abc import Callable, Mapping
 
 from fusefs.config import Config, GcsConfig
 from fusefs.errors import (
+    AccessDenied,
     CorruptData,
     ObjectChanged,
     ObjectNotFound,
     StoreUnavailable,
     Unsupported,
 )
-from fusefs.objects import Extent, ListPage, ObjectId, ObjectMeta
+from fusefs.objects import Checksums, Extent, ListPage, ObjectId, ObjectMeta
 from fusefs.policy.budget import CONNECTIONS_MAX
+from fusefs.policy.crc import CRC32C
 from fusefs.store.base import LIST_PAGE_KEYS, Source, Store, Writer
 from fusefs.store.gcs_client import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, GcsClient, meta_of, shown
 from fusefs.store.gcs_errors import SDK_ERRORS, translate, translate_read
@@ -128,6 +131,23 @@ class GcsStore:
             # Whatever stopped us, a connection with unread bytes must not go back to the pool.
             answer.close()
             raise
+
+    def checksums(self, id: ObjectId) -> Checksums | None:
+        """See `fusefs.store.checksums.KnowsChecksums`: Google has a CRC32C of every object."""
+        what = self._client.object(id.key)
+        query = {"generation": id.etag, "fields": "crc32c,size"}
+        try:
+            resource = self._client.ask("GET", f"/storage/v1{self._client.path(id.key)}", query)
+            size = int(resource["size"])
+            value = int.from_bytes(base64.b64decode(resource["crc32c"], validate=True))
+        except SDK_ERRORS as error:
+            translated = translate(error, what)
+            if isinstance(translated, (ObjectNotFound, AccessDenied)):
+                return None  # whether it can be read, reading tells
+            raise translated from error
+        except KeyError:
+            return None
+        return Checksums(CRC32C, (size,), (value,)) if size > 0 else None
 
     def close(self) -> None:
         """See `Store`."""

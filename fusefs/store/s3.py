@@ -17,10 +17,11 @@ from typing import Any
 
 from fusefs.config import Config, S3Config
 from fusefs.errors import CorruptData, ObjectChanged, ObjectNotFound, StoreUnavailable, Unsupported
-from fusefs.objects import Extent, ListPage, ObjectId, ObjectMeta
+from fusefs.objects import Checksums, Extent, ListPage, ObjectId, ObjectMeta
 from fusefs.policy.budget import CONNECTIONS_MAX
 from fusefs.store.base import LIST_PAGE_KEYS, Source, Store, Writer
 from fusefs.store.http_body import check_content_range, receive
+from fusefs.store.s3_checksums import find_checksums
 from fusefs.store.s3_client import (
     CONNECT_TIMEOUT_S,
     READ_TIMEOUT_S,
@@ -134,6 +135,10 @@ class S3Store:
             # Whatever stopped us, a connection with unread bytes must not go back to the pool.
             body.close()
             raise
+
+    def checksums(self, id: ObjectId) -> Checksums | None:
+        """See `fusefs.store.checksums.KnowsChecksums`."""
+        return find_checksums(self._client, self._bucket, id)
 
     def close(self) -> None:
         """See `Store`."""

@@ -1,9 +1,9 @@
 """Files of a pull that are not whole yet, in `.fusefs-pull/` of the folder they are pulled to.
 
 A file is two: its bytes, and a record of which pieces of which version are among them. The one
-idea: a piece is recorded after its bytes were written, and the record names the boot of the
-machine; so it holds after a kill, and after a crash, which may lose written bytes, nothing is
-believed.
+idea: a piece is recorded after its bytes were written, with their CRC, and the record names the
+boot of the machine; so it holds after a kill, and after a crash, which may lose written bytes,
+nothing is believed. Nor is a piece whose bytes the disk, or somebody, has changed since.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fusefs.errors import FusefsError
 from fusefs.objects import ObjectMeta
+from fusefs.policy.crc import CRC32, find_computing
 from fusefs.store.folders import (
     move_into_place,
     open_folder,
@@ -28,9 +30,13 @@ from fusefs.store.folders import (
 from fusefs.transfer.hashing import hash_descriptor
 from fusefs.transfer.remote import PIECE_BYTES
 
+VERSION = 2
+"""Of the record: since 2 with CRCs."""
+
 FOLDER = ".fusefs-pull"
 _FOLDER = [FOLDER.encode()]
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_PIECE = re.compile(rb"([0-9]{1,12}) ([0-9a-f]{8})")
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
@@ -88,20 +94,36 @@ class HeldFile:
             return set()
         if size != self.meta.size or not lines or lines[0] != self._head():
             return set()
-        numbers = {int(line) for line in lines[1:] if line.isdigit()}
-        return {number for number in numbers if number < self.pieces}
+        # A piece that was written twice has the CRC of the last time.
+        crcs = {int(m[1]): int(m[2], 16) for m in map(_PIECE.fullmatch, lines[1:]) if m}
+        return {
+            index for index, crc in crcs.items() if index < self.pieces and self._has(index, crc)
+        }
+
+    def _has(self, index: int, crc: int) -> bool:
+        """Whether the piece on the disk is the one that was recorded."""
+        data = memoryview(bytearray(min(PIECE_BYTES, self.meta.size - index * PIECE_BYTES)))
+        try:
+            with self._open(self._data, os.O_RDONLY) as fd:
+                count = os.preadv(fd, [data], index * PIECE_BYTES)
+        except OSError:
+            return False
+        return count == len(data) and find_computing(CRC32)(data) == crc
 
     def prepare(self, done: set[int]) -> None:
-        """Make the file, of its full length, with these pieces of it done."""
+        """Make the file, of its full length, with these pieces of it done.
+
+        Without any, what there is is forgotten; else the record stays, and is added to.
+        """
         with self._writing():
             if not done:
                 remove_file(self._root, self._data)
                 remove_file(self._root, self._record)
             with self._open(self._data, _FLAGS) as fd:
                 os.ftruncate(fd, self.meta.size)
-            # Written anew: the next number must not be joined to one that was torn.
-            with self._open(self._record, _FLAGS | os.O_TRUNC) as fd:
-                os.write(fd, b"\n".join([self._head(), *(b"%d" % n for n in done), b""]))
+            with self._open(self._record, _FLAGS | os.O_APPEND) as fd:
+                # The next line must not be joined to one that was torn.
+                os.write(fd, b"\n" if done else self._head() + b"\n")
 
     def write(self, index: int, data: memoryview) -> None:
         """Have the piece on its place, then say so."""
@@ -111,7 +133,7 @@ class HeldFile:
                 while done < len(data):
                     done += os.pwrite(fd, data[done:], index * PIECE_BYTES + done)
             with self._open(self._record, os.O_WRONLY | os.O_APPEND) as fd:
-                os.write(fd, b"%d\n" % index)
+                os.write(fd, b"%d %08x\n" % (index, find_computing(CRC32)(data)))
 
     def sha256(self, told: Callable[[int], None]) -> str:
         """The SHA-256 of what is there, in hex; `told` as `hash_descriptor` has it."""
@@ -137,6 +159,7 @@ class HeldFile:
     def _head(self) -> bytes:
         """The first line of the record: the version, and what else must be the same."""
         head = {
+            "v": VERSION,
             "boot": _BOOT_ID.read_text().strip(),
             "etag": self.meta.id.etag,
             "key": self.meta.id.key,

@@ -101,7 +101,8 @@ class SimulatedBucket:
 class SimulatedWorkers:
     """Threads on a virtual clock. `lose_next` reads end with their worker's death.
 
-    `delays` are seconds that the next reads wait longer for their first bytes, in turn.
+    `delays` are seconds that the next reads wait longer for their first bytes, in turn; `sums`
+    makes the report of checks that goes with a block.
     """
 
     def __init__(self, bucket: SimulatedBucket, arena: Arena, capacity: int) -> None:
@@ -110,6 +111,7 @@ class SimulatedWorkers:
         self.block_s = 0.001
         self.first_byte_s = 0.025
         self.lose_next = 0
+        self.sums: Callable[[jobs.ReadJob, Extent, bytes], dict[str, Any]] | None = None
         self.delays: deque[float] = deque()
         self.busy = 0
         self.busy_max = 0
@@ -165,6 +167,7 @@ class SimulatedWorkers:
             self.busy -= 1
             on_read({"id": job.job, "error": to_wire(error)})
             return
+        sums = None
         for start in range(0, len(data), BLOCK):
             await trio.sleep(self.block_s)
             piece = data[start : start + BLOCK]
@@ -173,9 +176,15 @@ class SimulatedWorkers:
                 self.busy -= 1
                 on_read({"id": job.job, "lost": True})
                 return
-            on_read({"id": job.job, "landed": start + len(piece)})
+            if self.sums is None:
+                on_read({"id": job.job, "landed": start + len(piece)})
+                continue
+            at = job.extent.start + start
+            sums = self.sums(job, Extent(at, at + len(piece)), piece)
+            if start + len(piece) < len(data):  # as of a real worker, the end is told by the answer
+                on_read({"id": job.job, "landed": start + len(piece), "sums": sums})
         self.busy -= 1
-        on_read({"id": job.job, "ok": None})
+        on_read({"id": job.job, "ok": sums})
 
 
 @dataclass(slots=True)

@@ -30,6 +30,7 @@ from tests.harness.memory import MARKER, marked_pids
 from tests.harness.mounted import ROOT
 
 DRIVER = "fusefs.csi"
+LOG_CHARACTERS = 20_000
 NOBODY = 65534
 READY_TIMEOUT_S = 60.0
 """Starting Python takes a second on an idle machine."""
@@ -151,7 +152,10 @@ class Node:
     def kill(self, name: str) -> None:
         """SIGKILL one of them, with all that runs below it."""
         process = getattr(self, name)
-        process.kill()
+        if name == "mounter":
+            os.kill(_child_of(process.pid), signal.SIGKILL)
+        else:
+            process.kill()
         process.wait()
 
     def terminate(self, name: str) -> int:
@@ -245,8 +249,10 @@ def open_node(
         yield node
         left = [row.mountpoint for row in node.our_mounts()]
         keys, targets = node.keys(), list((node.run / "targets").iterdir())
+        if left or keys or targets:
+            sys.stderr.write(node.log[-LOG_CHARACTERS:])
     except BaseException:
-        sys.stderr.write(node.log[-6000:])
+        sys.stderr.write(node.log[-LOG_CHARACTERS:])
         raise
     finally:
         watchdog.cancel()

@@ -140,3 +140,114 @@ def test_without_checks_nobody_notices(place: Place) -> None:
         assert mounted.status()["checksums"] == {
             "mode": "off", "why": "engine.checksums is off"
         }  # fmt: skip
+
+
+def test_a_wrong_byte_in_the_store_is_an_error(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A byte that changed where it is stored, its version the same, is EIO with a sentence.
+
+    In a directory, by a disk that rots: the file's time and size stay. In Redis, in a chunk.
+    """
+    directory = tmp_path / "there"
+    directory.mkdir()
+    place = Place(f"file://{directory}", {}, "")
+    push(folder, place)
+    stored = directory / "weights.bin"
+    status = stored.stat()
+    with stored.open("r+b") as file:
+        file.seek(9 * MIB + 39)
+        file.write(bytes([DATA[9 * MIB + 39] ^ 1]))
+    os.utime(stored, ns=(status.st_atime_ns, status.st_mtime_ns))
+    check_rotten(place)
+    with open_redis(tmp_path / "redis") as redis:
+        place = Place(f"{redis.source}/0?model=m", redis.environment, "")
+        push(folder, place)
+        with redis.client() as client:
+            chunks = sorted(client.scan_iter("fusefs:chunk:*", 1000))
+            (chunk,) = [key for key in chunks if MARK in client.get(key)]
+            value = client.get(chunk)
+            at = value.index(MARK) + 39
+            client.setrange(chunk, at, bytes([value[at] ^ 1]))
+        check_rotten(place)
+
+
+def check_rotten(place: Place) -> None:
+    """Everything can be read but for the block with the wrong byte."""
+    with open_mount(
+        place.source, *CHECK, environment=place.environment, warnings_expected=True
+    ) as mounted:
+        with (mounted.path / "weights.bin").open("rb", buffering=0) as file:
+            with pytest.raises(OSError, match="Input/output"):
+                os.pread(file.fileno(), 10, 9 * MIB)
+            assert os.pread(file.fileno(), MIB, 10 * MIB) == DATA[10 * MIB : 11 * MIB]
+        assert mounted.counters()["checksum_mismatches"] >= 3
+        warnings = mounted.status()["warnings"]
+        assert any("weights.bin' came with wrong bytes between 9437184" in w for w in warnings)
+
+
+@pytest.fixture(params=["s3", "gcs"])
+def unnoted(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    """The file as others upload it: the store has one CRC of the whole."""
+    with _open_place(request, request.param, tmp_path) as made:
+        bucket = made.source.split("/")[2]
+        if request.param == "s3":
+            weed: Weed = request.getfixturevalue("weed")
+            (tmp_path / "weights.bin").write_bytes(DATA)
+            kind = {"ChecksumAlgorithm": "CRC64NVME"}
+            client = weed.client()
+            client.upload_file(str(tmp_path / "weights.bin"), bucket, "m/weights.bin", kind)
+            client.close()
+        else:
+            google: FakeGcs = request.getfixturevalue("fake_gcs")
+            google.put(bucket, "m/weights.bin", DATA)
+        yield made
+
+
+def test_an_object_with_one_checksum(unnoted: Place) -> None:
+    """Who reads all of it while it is wrong gets EIO before the end, never all the bytes.
+
+    Opened anew, it is fetched anew, what the kernel had of it included.
+    """
+    with (
+        open_corrupting_wire(unnoted.address) as wire,
+        mount_through(unnoted, wire, *CHECK) as mounted,
+    ):
+        path = mounted.path / "weights.bin"
+        wire.flip(MARK, 1)
+        with pytest.raises(OSError, match="Input/output"):
+            path.read_bytes()
+        assert wire.flipped == 1
+        assert path.read_bytes() == DATA
+        counters = mounted.counters()
+        assert counters["checksum_mismatches"] == 1
+        assert counters["checksums_verified_bytes"] == SIZE
+        assert any("load it again" in line for line in mounted.status()["warnings"])
+
+
+@pytest.mark.parametrize("place", ["azure"], indirect=True)
+def test_what_has_no_checksum(place: Place, azurite_environment: Azurite) -> None:
+    """`check` reads it, counts it and says so; `require` refuses it, and nothing else."""
+    container = place.source.split("/")[3]
+    with azurite_environment.client() as client:
+        client.get_blob_client(container, "m/other.bin").upload_blob(DATA[:MIB])
+    with open_mount(place.source, *CHECK, environment=place.environment) as mounted:
+        assert (mounted.path / "weights.bin").read_bytes() == DATA
+        assert mounted.status()["checksums"]["why"] is None
+        assert (mounted.path / "other.bin").read_bytes() == DATA[:MIB]
+        assert mounted.counters()["checksums_missing_bytes"] == MIB
+        assert (
+            mounted.status()["checksums"]["why"] == "some files have none: fusefs push notes them"
+        )
+    with open_mount(
+        place.source,
+        "--set",
+        "engine.checksums=require",
+        environment=place.environment,
+        warnings_expected=True,
+    ) as mounted:
+        assert (mounted.path / "weights.bin").read_bytes() == DATA
+        with pytest.raises(OSError, match="not supported") as raised:
+            (mounted.path / "other.bin").read_bytes()
+        assert raised.value.errno == errno.EOPNOTSUPP
+        assert any("push it with fusefs push" in line for line in mounted.status()["warnings"])
