@@ -335,7 +335,8 @@ async def _start_spawner(arena_fd: int, job_fd: int, started: Started | None = N
     hello = await _ask(control)
     if hello is not None and "error" not in hello:
         return spawner
-    await spawner.wait()
+    if process is not None:
+        await process.wait()
     spawner.close()
     if hello is None:
         raise InternalError("the worker spawner did not start; see the log")
