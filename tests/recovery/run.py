@@ -215,7 +215,7 @@ def _name_of(pid: int) -> str:
 
 
 def _with_pauses(kills: list[Kill], said: list[str]) -> Iterator[Kill]:
-    """Each kill with the longest read of the pulse that it fell into, or came before the next."""
+    """Each kill with the longest read of the pulse between it and the next one."""
     pauses = [tuple(map(float, line.split()[1:])) for line in said if line.startswith("pause")]
     for number, kill in enumerate(kills):
         next_s = kills[number + 1].at_s if number + 1 < len(kills) else float("inf")
