@@ -229,6 +229,7 @@ class Operations(pyfuse3.Operations):
             raise ObjectChanged(f"{entry.key} was replaced in the store")
         self._tree.acquire(inode)
         file = self._file_table.opened(entry.meta)
+        file.changed = None  # if it was: the store has named this version anew since
         file.inode = inode
         self._files[inode] = file
         self._opens[inode] = self._opens.get(inode, 0) + 1

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +24,23 @@ def outcomes() -> Iterator[dict[str, Outcome]]:
     """What became of each fault; they run side by side."""
     with open_place() as place:
         yield {outcome.fault.name: outcome for outcome in run_all(FAULTS, place)}
+
+
+def test_the_documented_table_is_what_is_tested(repository: Path) -> None:
+    """docs/semantics.md says of each fault what its row here says: errno and deadline."""
+    said = {}
+    for line in (repository / "docs/semantics.md").read_text("utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 4 and (name := re.fullmatch(r"`([\w-]+)`", cells[0])):
+            said[name[1]] = (re.findall(r"\bE[A-Z]+\b", cells[2]), cells[3])
+    within = {"never": "", "at once": "at once", "the deadline": "`engine.read_deadline_s`"}
+    assert said == {
+        fault.name: (
+            [errno for errno in (fault.errno, fault.reopened) if errno],
+            within[fault.within],
+        )
+        for fault in FAULTS
+    }
 
 
 @pytest.mark.timeout(ALL_LIMIT_S)
