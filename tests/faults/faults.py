@@ -56,6 +56,12 @@ class Stage(Protocol):
     def restore(self) -> None:
         """Put the files back as they were, so that they can be loaded again."""
 
+    def lose_name(self) -> None:
+        """Let no name of a server be found any more, and those who are connected go."""
+
+    def find_name(self) -> int:
+        """Let names be found again; how often one was not."""
+
     def renew(self) -> None:
         """Put other credentials where the mount finds them."""
 
@@ -73,7 +79,7 @@ class Fault:
     `early`, before the first request, or once the load is under way; `end` heals and says how often
     it struck, after `lasts_s`, or when all readers have ended. `seen`: at least one reader must see
     the errno, not only may. `listing`: what loads is a reader of names. `returns_s`: so long after
-    all is well errors may still come.
+    all is well errors may still come. `by_name`: the mount knows its server by name.
     """
 
     name: str
@@ -89,6 +95,7 @@ class Fault:
     seen: bool = True
     listing: bool = False
     returns_s: float = 0.0
+    by_name: bool = False
 
     @property
     def bound_s(self) -> float:
@@ -181,6 +188,10 @@ FAULTS: tuple[Fault, ...] = (
         errno="ETIMEDOUT", within="the deadline", deadline_s=HASTY_S,
     ),
     Fault("cut", *_weather(Weather(silent=True)), lasts_s=8.0, long_s=60.0, deadline_s=120.0),
+    Fault(
+        "dns", lambda stage: stage.lose_name(), lambda stage: stage.find_name(), by_name=True,
+        lasts_s=6.0, long_s=60.0, deadline_s=120.0,
+    ),
     # -- who asks, and what for --------------------------------------------------------------------
     Fault("renewed", _renewed, lambda stage: stage.origin.heal()),
     Fault("expired", _EXPIRED, _renewed_late, errno="EACCES", within="at once", returns_s=RENEW_S),

@@ -36,7 +36,7 @@ class Weather:
     connection has brought `after` bytes (more): it is reset, stands still for `seconds`, or from
     then on trickles at `trickle` bytes/s. `slow` is the rate of the first connection opened in it.
     `silent`: nothing passes, and goes on afterwards. `refused`: nobody listens, and those
-    who were connected are reset. `passes`: after so many bytes nothing comes until the next weather,
+    who were connected are reset. `passes`: after so many bytes nothing comes until it changes,
     so that what happens next happens in the middle of a load however busy the machine is.
     """
 

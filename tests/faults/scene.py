@@ -27,6 +27,7 @@ from tests.faults.faults import NAMES_TTL_S, Fault, folder_of
 from tests.faults.link import FAIR, Link, Weather, open_link
 from tests.faults.origin import Origin, open_origin
 from tests.faults.reader import PULSE, WAYS, Digests, longest_s
+from tests.faults.resolver import NAME, Resolver
 from tests.harness.mounted import ROOT, Mounted, MountFailed, open_mount
 from tests.harness.watchdog import tear_down
 from tests.harness.weed import SECOND_ACCESS_KEY, SECRET_KEY, Weed
@@ -142,6 +143,25 @@ class S3Stage:
     origin: Origin
     link: Link
     credentials: Path
+    resolver: Resolver | None = None
+
+    @property
+    def endpoint(self) -> str:
+        """What the mount is told."""
+        return f"http://{NAME if self.resolver else '127.0.0.1'}:{self.link.port}"
+
+    def lose_name(self) -> None:
+        """See `Stage`."""
+        assert self.resolver is not None
+        self.resolver.fails = True
+        self.link.set(Weather(refused=True))  # who is connected needs no names
+        self.link.set(FAIR)
+
+    def find_name(self) -> int:
+        """See `Stage`."""
+        assert self.resolver is not None
+        self.resolver.fails = False
+        return self.resolver.failures
 
     def weather(self, weather: Weather) -> int:
         """See `Stage`."""
@@ -186,18 +206,25 @@ def write_credentials(path: Path, access_key: str) -> None:
 
 
 @contextmanager
-def open_stage(weed: Weed, bucket: str, model: Model, folder: Path) -> Iterator[S3Stage]:
+def open_stage(
+    weed: Weed, bucket: str, model: Model, folder: Path, resolver: Resolver | None
+) -> Iterator[S3Stage]:
     """A faulty server and a link in front of a bucket that holds the model (see `publish`)."""
     with (
         open_origin(weed.endpoint, folder) as origin,
         open_link(urlsplit(origin.endpoint).port or 0) as link,
     ):
         credentials = folder / "credentials"
-        yield S3Stage(weed, bucket, model, origin, link, credentials)
+        yield S3Stage(weed, bucket, model, origin, link, credentials, resolver)
 
 
 def run_fault(
-    fault: Fault, weed: Weed, model: Model, folder: Path, lasts_s: float | None
+    fault: Fault,
+    weed: Weed,
+    model: Model,
+    folder: Path,
+    lasts_s: float | None,
+    resolver: Resolver | None = None,
 ) -> Outcome:
     """One run, in a bucket of its own."""
     folder = folder_of(folder, fault, time.monotonic_ns())
@@ -205,7 +232,7 @@ def run_fault(
     bucket = f"faults-{time.monotonic_ns():x}"
     client.create_bucket(Bucket=bucket)
     client.close()
-    with open_stage(weed, bucket, model, folder) as stage:
+    with open_stage(weed, bucket, model, folder, resolver) as stage:
         stage.restore()
         write_credentials(stage.credentials, weed.environment["AWS_ACCESS_KEY_ID"])
         environment = {
@@ -213,7 +240,7 @@ def run_fault(
             "AWS_ACCESS_KEY_ID": "",
             "AWS_SECRET_ACCESS_KEY": "",
             "AWS_SHARED_CREDENTIALS_FILE": str(stage.credentials),
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{stage.link.port}",
+            "AWS_ENDPOINT_URL": stage.endpoint,
         }
         options = [
             *("--set", "engine.range_size=1M"),

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from tests.faults.apart import run_apart
 from tests.faults.faults import Fault
 from tests.faults.scene import Model, Outcome, describe, run_fault
 from tests.harness.model import make_model
@@ -66,7 +67,8 @@ def run_all(
 def _run(fault: Fault, place: Place, is_long: bool) -> Outcome:
     lasts_s = fault.long_s if is_long and fault.long_s else fault.lasts_s
     try:
-        return run_fault(fault, place.weed, place.model, place.folder, lasts_s)
+        run = run_apart if fault.by_name else run_fault
+        return run(fault, place.weed, place.model, place.folder, lasts_s)
     except Exception:  # noqa: BLE001 - a failed run is a row of the table, with its traceback
         failed = Outcome(fault, recovered=False)
         failed.notes.append(traceback.format_exc())
