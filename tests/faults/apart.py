@@ -15,9 +15,12 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from tests.faults.chain import open_bucket
 from tests.faults.faults import BY_NAME, Fault
+from tests.faults.model import Model, describe
+from tests.faults.outcome import Outcome
 from tests.faults.resolver import open_resolver
-from tests.faults.scene import Model, Outcome, describe, run_fault
+from tests.faults.scene import run_fault
 from tests.harness.mounted import ROOT
 from tests.harness.weed import Weed
 
@@ -49,12 +52,11 @@ def main(name: str, lasts_s: str, model: str, folder: str, server: str) -> None:
     """Run it here."""
     told = json.loads(server)
     weed = Weed(told["endpoint"], Path(told["directory"]), told["pid"], tuple(told["ports"]))
-    scratch = Path(folder) / f"{name}-resolver"
-    scratch.mkdir(parents=True, exist_ok=True)
+    scratch, described = Path(folder), describe(Path(model))
+    shop = open_bucket(weed, scratch.name, described, scratch)
     with open_resolver(scratch) as resolver:
-        fault, root = BY_NAME[name], Path(folder)
         lasts = float(lasts_s) or None
-        outcome = run_fault(fault, weed, describe(Path(model)), root, lasts, resolver)
+        outcome = run_fault(BY_NAME[name], shop, described, scratch, lasts, resolver)
     values = {field.name: getattr(outcome, field.name) for field in fields(outcome)}
     del values["fault"]
     print(json.dumps(values))

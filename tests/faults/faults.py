@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, Protocol
 
 from tests.faults.link import ENDLESS_S, FAIR, Weather
@@ -33,7 +32,7 @@ NAMES_TTL_S = 5.0
 RENEW_S = 10.0
 """How often a mount looks for other credentials (`fusefs.store.s3_client.RENEW_EVERY_S`)."""
 
-AT_ONCE_S = 5.0
+AT_ONCE_S = 10.0
 """A few round trips and three tries, on a busy machine."""
 
 
@@ -79,7 +78,8 @@ class Fault:
     `early`, before the first request, or once the load is under way; `end` heals and says how often
     it struck, after `lasts_s`, or when all readers have ended. `seen`: at least one reader must see
     the errno, not only may. `listing`: what loads is a reader of names. `returns_s`: so long after
-    all is well errors may still come. `by_name`: the mount knows its server by name.
+    all is well errors may still come. `by_name`: the mount knows its server by name. `scheme`: the
+    store.
     """
 
     name: str
@@ -96,6 +96,7 @@ class Fault:
     listing: bool = False
     returns_s: float = 0.0
     by_name: bool = False
+    scheme: str = "s3"
 
     @property
     def bound_s(self) -> float:
@@ -205,7 +206,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "overwritten", *_once(lambda stage: stage.overwrite()), errno="ESTALE", within="at once",
-        returns_s=2 * NAMES_TTL_S,
+        returns_s=2 * NAMES_TTL_S, seen=False,
     ),
     # -- names -------------------------------------------------------------------------------------
     Fault(
@@ -221,11 +222,36 @@ FAULTS: tuple[Fault, ...] = (
     ),
 )  # fmt: skip
 
-BY_NAME = {fault.name: fault for fault in FAULTS}
+ELSEWHERE: tuple[Fault, ...] = (
+    Fault("gs-429", *_status(429, "rateLimitExceeded", every=10), early=True, scheme="gs"),
+    Fault("gs-reset", *_weather(Weather(event="reset", every=9)), early=True, scheme="gs"),
+    Fault(
+        "gs-gone", *_weather(Weather(refused=True)),
+        lasts_s=4.0, long_s=60.0, deadline_s=120.0, scheme="gs",
+    ),
+    Fault(
+        "gs-412", *_status(412, "conditionNotMet"),
+        errno="ESTALE", within="at once", scheme="gs",
+    ),
+    Fault("az-503", *_status(503, "ServerBusy", every=10), early=True, scheme="az"),
+    Fault("az-reset", *_weather(Weather(event="reset", every=9)), early=True, scheme="az"),
+    Fault(
+        "az-gone", *_weather(Weather(refused=True)),
+        lasts_s=4.0, long_s=60.0, deadline_s=120.0, scheme="az",
+    ),
+    Fault(
+        "az-412", *_status(412, "ConditionNotMet"),
+        errno="ESTALE", within="at once", scheme="az",
+    ),
+    Fault("redis-reset", *_weather(Weather(event="reset", every=9)), early=True, scheme="redis"),
+    Fault(
+        "redis-trickle", *_weather(Weather(event="trickle", every=24)), early=True, scheme="redis"
+    ),
+    Fault(
+        "redis-gone", *_weather(Weather(refused=True)),
+        lasts_s=4.0, long_s=60.0, deadline_s=120.0, scheme="redis",
+    ),
+)  # fmt: skip
+"""What differs where the store is another: its errors, and how it is connected."""
 
-
-def folder_of(root: Path, fault: Fault, number: int) -> Path:
-    """Where a run of a fault keeps its files."""
-    folder = root / f"{fault.name}-{number}"
-    folder.mkdir(parents=True)
-    return folder
+BY_NAME = {fault.name: fault for fault in (*FAULTS, *ELSEWHERE)}

@@ -8,32 +8,23 @@ that a read that never returns and one that ends in SIGBUS are measured like any
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import signal
 import subprocess
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack
 from pathlib import Path
-from urllib.parse import urlsplit
 
-import safetensors.numpy
-
-from tests.faults.faults import NAMES_TTL_S, Fault, folder_of
-from tests.faults.link import FAIR, Link, Weather, open_link
-from tests.faults.origin import Origin, open_origin
-from tests.faults.reader import PULSE, WAYS, Digests, longest_s
-from tests.faults.resolver import NAME, Resolver
+from tests.faults.chain import Chain, Shop, open_chain
+from tests.faults.faults import NAMES_TTL_S, Fault
+from tests.faults.link import FAIR, Weather
+from tests.faults.model import Model
+from tests.faults.outcome import Outcome
+from tests.faults.reader import PULSE, WAYS, longest_s
+from tests.faults.resolver import Resolver
 from tests.harness.mounted import ROOT, Mounted, MountFailed, open_mount
 from tests.harness.watchdog import tear_down
-from tests.harness.weed import SECOND_ACCESS_KEY, SECRET_KEY, Weed
-
-SLACK_S = 6.0
-"""What a busy machine may add to a deadline; less than a deadline, so that a second one shows."""
 
 HANG_S = 90.0
 """A reader that has not ended so long after all its deadlines hangs."""
@@ -51,213 +42,31 @@ HALF_WAY = Weather(passes=4 << 20)
 """So much has come when a fault strikes in mid-load."""
 
 
-@dataclass(frozen=True, slots=True)
-class Model:
-    """What is loaded: files in a folder, and of each the digests of its versions."""
-
-    folder: Path
-    wanted: dict[str, list[Digests]]
-
-
-def describe(folder: Path) -> Model:
-    """A folder of files as the readers compare it: as they are, and as `changed` makes them."""
-    wanted = {}
-    for path in sorted(folder.iterdir()):
-        data = path.read_bytes()
-        wanted[path.name] = [_digests(path.name, data), _digests(path.name, changed(data))]
-    return Model(folder, wanted)
-
-
-def changed(data: bytes) -> bytes:
-    """Another version: every byte is another, but for the header of a shard."""
-    length = int.from_bytes(data[:8], "little")
-    head = 8 + length if data[8:9] == b"{" and length < len(data) else 0
-    return data[:head] + data[head:].translate(bytes(range(255, -1, -1)))
-
-
-def _digests(name: str, data: bytes) -> Digests:
-    digests = {"": hashlib.sha256(data).hexdigest()}
-    if name.endswith(".safetensors"):
-        for tensor, values in safetensors.numpy.load(data).items():
-            digests[tensor] = hashlib.sha256(values.tobytes()).hexdigest()
-    return digests
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What became of one run of a fault, or of several together."""
-
-    fault: Fault
-    struck: int = 0
-    loads: int = 0
-    became: Counter[str] = field(default_factory=Counter)
-    """Files by what became of them: exact, wrong, an errno, SIGBUS, or hung."""
-    longest_s: float = 0.0
-    status_s: float = 0.0
-    recovered: bool = True
-    gauges: dict[str, int] = field(default_factory=dict)
-    requests: int = 0
-    notes: list[str] = field(default_factory=list)
-
-    def complaints(self) -> list[str]:
-        """What does not agree with the fault's row; nothing if all is as promised."""
-        allowed = {"exact"}
-        if self.fault.errno:
-            allowed |= {self.fault.errno, self.fault.reopened, "SIGBUS"}
-        found = [f"{kind}: {n}" for kind, n in self.became.items() if kind not in allowed]
-        errors = sum(n for kind, n in self.became.items() if kind not in ("exact", "wrong"))
-        if not self.struck:
-            found.append("the fault never struck")
-        if self.fault.errno and self.fault.seen and not errors:
-            found.append(f"nobody saw {self.fault.errno}")
-        if not self.became["exact"] and not self.fault.errno:
-            found.append("nothing was loaded")
-        if self.longest_s > self.fault.bound_s + SLACK_S:
-            found.append(f"an access took {self.longest_s:.1f} s")
-        if not self.recovered:
-            found.append("the mount did not recover")
-        if any(self.gauges.values()):
-            found.append(f"not all gauges are zero: {self.gauges}")
-        return found and [*found, *self.notes]
-
-    def add(self, other: Outcome) -> None:
-        """Another run of the same fault."""
-        self.struck += other.struck
-        self.loads += other.loads
-        self.became += other.became
-        self.longest_s = max(self.longest_s, other.longest_s)
-        self.status_s = max(self.status_s, other.status_s)
-        self.recovered &= other.recovered
-        self.gauges = {name: max(n, self.gauges.get(name, 0)) for name, n in other.gauges.items()}
-        self.requests += other.requests
-        self.notes += other.notes
-
-
-@dataclass(slots=True)
-class S3Stage:
-    """The chain in front of one bucket. Obeys `faults.Stage`."""
-
-    weed: Weed
-    bucket: str
-    model: Model
-    origin: Origin
-    link: Link
-    credentials: Path
-    resolver: Resolver | None = None
-
-    @property
-    def endpoint(self) -> str:
-        """What the mount is told."""
-        return f"http://{NAME if self.resolver else '127.0.0.1'}:{self.link.port}"
-
-    def lose_name(self) -> None:
-        """See `Stage`."""
-        assert self.resolver is not None
-        self.resolver.fails = True
-        self.link.set(Weather(refused=True))  # who is connected needs no names
-        self.link.set(FAIR)
-
-    def find_name(self) -> int:
-        """See `Stage`."""
-        assert self.resolver is not None
-        self.resolver.fails = False
-        return self.resolver.failures
-
-    def weather(self, weather: Weather) -> int:
-        """See `Stage`."""
-        return self.link.set(weather)
-
-    def restore(self) -> None:
-        """See `Stage`."""
-        self._put(lambda data: data)
-
-    def overwrite(self) -> None:
-        """See `Stage`."""
-        self._put(changed)
-
-    def delete(self) -> None:
-        """See `Stage`."""
-        client = self.weed.client()
-        for name in self.model.wanted:
-            client.delete_object(Bucket=self.bucket, Key=f"model/{name}")
-        client.close()
-
-    def renew(self) -> None:
-        """See `Stage`."""
-        fresh = self.credentials.with_suffix(".new")
-        write_credentials(fresh, SECOND_ACCESS_KEY)
-        fresh.rename(self.credentials)
-
-    def _put(self, change: Callable[[bytes], bytes]) -> None:
-        client = self.weed.client()
-        for folder in ("model", "after"):
-            for name in self.model.wanted:
-                data = (self.model.folder / name).read_bytes()
-                body = change(data) if folder == "model" else data
-                client.put_object(Bucket=self.bucket, Key=f"{folder}/{name}", Body=body)
-        client.close()
-
-
-def write_credentials(path: Path, access_key: str) -> None:
-    """Credentials as a login writes them."""
-    path.write_text(
-        f"[default]\naws_access_key_id = {access_key}\naws_secret_access_key = {SECRET_KEY}\n"
-    )
-
-
-@contextmanager
-def open_stage(
-    weed: Weed, bucket: str, model: Model, folder: Path, resolver: Resolver | None
-) -> Iterator[S3Stage]:
-    """A faulty server and a link in front of a bucket that holds the model (see `publish`)."""
-    with (
-        open_origin(weed.endpoint, folder) as origin,
-        open_link(urlsplit(origin.endpoint).port or 0) as link,
-    ):
-        credentials = folder / "credentials"
-        yield S3Stage(weed, bucket, model, origin, link, credentials, resolver)
-
-
 def run_fault(
     fault: Fault,
-    weed: Weed,
+    shop: Shop,
     model: Model,
     folder: Path,
     lasts_s: float | None,
     resolver: Resolver | None = None,
 ) -> Outcome:
-    """One run, in a bucket of its own."""
-    folder = folder_of(folder, fault, time.monotonic_ns())
-    client = weed.client()
-    bucket = f"faults-{time.monotonic_ns():x}"
-    client.create_bucket(Bucket=bucket)
-    client.close()
-    with open_stage(weed, bucket, model, folder, resolver) as stage:
-        stage.restore()
-        write_credentials(stage.credentials, weed.environment["AWS_ACCESS_KEY_ID"])
-        environment = {
-            **weed.environment,
-            "AWS_ACCESS_KEY_ID": "",
-            "AWS_SECRET_ACCESS_KEY": "",
-            "AWS_SHARED_CREDENTIALS_FILE": str(stage.credentials),
-            "AWS_ENDPOINT_URL": stage.endpoint,
-        }
+    """One run; its own files are in `folder`."""
+    with open_chain(shop, folder, resolver) as chain:
         options = [
             *("--set", "engine.range_size=1M"),
             *("--set", f"engine.read_deadline_s={fault.deadline_s}"),
             *("--set", f"tree.ttl_s={NAMES_TTL_S}"),
         ]
-        limit_s = 2 * HANG_S + SETTLE_S + fault.deadline_s * 4
         outcome = None
         try:
             with open_mount(
-                f"s3://{bucket}",
+                chain.source,
                 *options,
-                environment=environment,
-                limit_s=limit_s,
+                environment=chain.environment,
+                limit_s=2 * HANG_S + SETTLE_S + 4 * fault.deadline_s,
                 warnings_expected=True,
             ) as mounted:
-                outcome = Run(fault, stage, mounted, folder, lasts_s).run()
+                outcome = Run(fault, chain, model, mounted, folder, lasts_s).run()
         except MountFailed as failure:
             if outcome is None:
                 raise
@@ -274,10 +83,17 @@ class Run:
     """
 
     def __init__(
-        self, fault: Fault, stage: S3Stage, mounted: Mounted, folder: Path, lasts_s: float | None
+        self,
+        fault: Fault,
+        stage: Chain,
+        model: Model,
+        mounted: Mounted,
+        folder: Path,
+        lasts_s: float | None,
     ) -> None:
         self._fault = fault
         self._stage = stage
+        self._model = model
         self._mounted = mounted
         self._folder = folder
         self._lasts_s = lasts_s
@@ -344,7 +160,7 @@ class Run:
         }
 
     def _start(self, way: str, folder: str, stack: ExitStack) -> Reader:
-        reader = Reader(way, self._mounted.path / folder, self._stage.model, self._folder)
+        reader = Reader(way, self._mounted.path / folder, self._model, self._folder)
         stack.callback(reader.kill)
         self._outcome.loads += 1
         return reader

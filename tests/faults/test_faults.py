@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.faults import FAULTS
-from tests.faults.scene import Outcome
+from tests.faults.faults import BY_NAME
+from tests.faults.outcome import Outcome
 from tests.faults.suite import open_place, run_all
 
 ALL_LIMIT_S = 600
@@ -22,8 +22,8 @@ ALL_LIMIT_S = 600
 @pytest.fixture(scope="module")
 def outcomes() -> Iterator[dict[str, Outcome]]:
     """What became of each fault; they run side by side."""
-    with open_place() as place:
-        yield {outcome.fault.name: outcome for outcome in run_all(FAULTS, place)}
+    with open_place(list(BY_NAME.values())) as place:
+        yield {outcome.fault.name: outcome for outcome in run_all(list(BY_NAME.values()), place)}
 
 
 def test_the_documented_table_is_what_is_tested(repository: Path) -> None:
@@ -39,12 +39,12 @@ def test_the_documented_table_is_what_is_tested(repository: Path) -> None:
             [errno for errno in (fault.errno, fault.reopened) if errno],
             within[fault.within],
         )
-        for fault in FAULTS
+        for fault in BY_NAME.values()
     }
 
 
 @pytest.mark.timeout(ALL_LIMIT_S)
-@pytest.mark.parametrize("name", [fault.name for fault in FAULTS])
+@pytest.mark.parametrize("name", list(BY_NAME))
 def test_a_fault_ends_as_documented(outcomes: dict[str, Outcome], name: str) -> None:
     """No wrong byte, no hang, no other errno, no later than said, and all is well afterwards."""
     assert outcomes[name].complaints() == []
