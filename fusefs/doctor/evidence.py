@@ -29,6 +29,7 @@ class Process:
     parent: int
     state: str
     uid: int | None = None
+    gid: int | None = None
     waits: str | None = None
     stack: tuple[str, ...] = ()
     descriptors: int | None = None

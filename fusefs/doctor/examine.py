@@ -75,21 +75,22 @@ def _ask_store(found: Found) -> subprocess.Popen[bytes] | None:
     for process in sorted(served, key=lambda process: process.role == KEEPER):
         try:
             text = Path(f"/proc/{process.pid}/environ").read_bytes()
-            owner = Path(f"/proc/{process.pid}").stat()
         except OSError:
             continue
-        if found.job is None or not text:  # a zombie's is empty
+        if found.job is None or process.uid is None or not text:  # a zombie's is empty
             continue
         pairs = (pair.partition(b"=") for pair in text.split(b"\0") if b"=" in pair)
         environment = {os.fsdecode(name): os.fsdecode(value) for name, _, value in pairs}
-        is_other = os.geteuid() == 0 and owner.st_uid != 0
+        is_other = process.uid != os.geteuid()
         circumstances = Circumstances(
             environment,
-            owner.st_uid if is_other else None,
-            owner.st_gid if is_other else None,
+            process.uid if is_other else None,
+            process.gid if is_other else None,
         )
         asked = {"source": found.job["source"], "config": found.job["config"]}
-        return start_child("fusefs.doctor.ask_store", [], json.dumps(asked).encode(), circumstances)
+        question = json.dumps(asked).encode()
+        with contextlib.suppress(OSError):  # that user may not run this Python
+            return start_child("fusefs.doctor.ask_store", [], question, circumstances)
     return None
 
 

@@ -131,7 +131,8 @@ def _process(directory: Path, role: str) -> Process:
         int(directory.name),
         int(fields[1]),
         state,
-        _uid(directory),
+        _identity(directory, "Uid:"),
+        _identity(directory, "Gid:"),
         _text(directory / "wchan"),
         stack,
         _count(directory / "fd"),
@@ -144,9 +145,10 @@ def _stack(task: Path) -> tuple[str, ...]:
     return tuple(line.partition("] ")[2] for line in lines[:_STACK_LINES])
 
 
-def _uid(directory: Path) -> int | None:
+def _identity(directory: Path, name: str) -> int | None:
+    """The effective user or group. Not the owner of the folder below /proc, which may be root."""
     for line in (_text(directory / "status") or "").splitlines():
-        if line.startswith("Uid:"):
+        if line.startswith(name):
             return int(line.split()[2])
     return None
 
