@@ -147,7 +147,11 @@ def test_memory_is_closed_to_the_same_user() -> None:
 )
 def test_the_numbers_are_the_kernels(column: int, header: str) -> None:
     """Each number is the one in the kernel's own headers, as far as they know the call."""
-    (file,) = Path("/").glob(header[1:])
+    files = [*Path("/").glob(header[1:])]
+    if not files:  # the first is on machines of its own kind alone
+        assert column == 0 and os.uname().machine != "x86_64"
+        return
+    file = files[0]
     known = {
         name: int(number)
         for name, number in re.findall(r"#define __NR_(\w+)\s+(\d+)", file.read_text())
