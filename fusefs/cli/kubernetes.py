@@ -7,12 +7,15 @@ What they do is in `fusefs.kubernetes`, imported when one is run: grpcio comes w
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
+from fusefs.cli.resolve import resolve_config
 from fusefs.errors import ConfigError
 from fusefs.kubernetes.places import DRIVER_NAME, MOUNTER_UID, Places, check_driver_name
 from fusefs.telemetry.log import configure_log
+from fusefs.values import Value
 
 Commands = Any  # argparse has no public name for what add_subparsers returns
 
@@ -84,13 +87,19 @@ def _plugin(arguments: argparse.Namespace) -> int:
             arguments.node_id,
             # Kubelet's folder may be a link: what is mounted below it has the name behind it.
             Places(driver, arguments.kubelet_dir.resolve(), arguments.run_dir.absolute()),
-            Rules(arguments.allow_driver_identity, arguments.file_root),
+            Rules(arguments.allow_driver_identity, arguments.file_root, _defaults()),
             arguments.mounter_uid,
             arguments.controller,
             arguments.registrar == "builtin",
             arguments.http_port,
         )
     )
+
+
+def _defaults() -> dict[str, Value]:
+    """The settings of /etc/fusefs.toml and of the environment: for every volume of the node."""
+    config = resolve_config(file=None, environ=os.environ).to_json_dict()
+    return {f"{part}.{key}": value for part, row in config.items() for key, value in row.items()}
 
 
 def _mounter(arguments: argparse.Namespace) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -88,10 +88,14 @@ def volume_settings() -> dict[str, Setting]:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What the administrator of the driver lets volumes do."""
+    """What the administrator of the driver lets volumes do.
+
+    `defaults` are the settings, by name, of volumes that do not say otherwise.
+    """
 
     allow_driver_identity: bool = False
     file_root: str | None = None
+    defaults: Mapping[str, Value] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,11 +141,11 @@ def parse_volume(
         raise ConfigError(
             "the volume has no attribute source: set it to s3://bucket/prefix, or to another SOURCE"
         )
-    config = _config(settings)
+    config = _config({**rules.defaults, **settings})
     source = parse_source(own["source"], config)
     authentication = _authentication(own, has_secret, source, config, rules)
     if authentication == ANONYMOUS:
-        config = _config(settings | _anonymous(source))
+        config = _config({**rules.defaults, **settings, **_anonymous(source)})
     _check_allowed(source, authentication, settings, rules)
     return Volume(source, config, authentication, own)
 

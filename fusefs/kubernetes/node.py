@@ -176,7 +176,7 @@ class Node:
             if mount is None:
                 self._show_again(asked, volume, credentials)
                 result = "mounted again"
-            elif mount.record.is_of(volume.describe(), credentials.subject):
+            elif mount.record.subject == credentials.subject:  # the volume is the same, see above
                 self._sources.renew(mount, credentials)
             else:
                 result = "kept"

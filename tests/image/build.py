@@ -45,7 +45,7 @@ class Builder:
 
     def image(self) -> None:
         """Build the image."""
-        options = ["--network", "host", "--layers"]
+        options = ["--network", "host"]
         # Whoever's pip trusts an authority of their own: it must do so in there, too.
         if authority := os.environ.get("PIP_CERT"):
             pip = self._folder / "pip.conf"
