@@ -171,7 +171,8 @@ class Daemon:
         """Show the keeper that this loop goes round, and leave the counters to who comes next."""
         while True:
             self._parts.vitals.beat()
-            self._parts.vitals.write_counters(self._parts.counters.snapshot())
+            known = self._parts.tree.known()
+            self._parts.vitals.write_counters(self._parts.counters.snapshot() | known)
             await trio.sleep(BEAT_S)
 
     def _tune(self) -> None:
