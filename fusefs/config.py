@@ -99,8 +99,8 @@ class EngineConfig:
     checksums: str = _setting(
         "off", choice("off", "check", "require"),
         "compare what arrives with checksums: those of fusefs push, or the store's own",
-        "TLS guards the wire already; a request or two more for each file, 5-15 % more CPU;"
-        " check where the store is asked over plain http; require refuses files without any",
+        "TLS guards the wire already; checks cost a few requests for each file and 3-7 % of CPU;"
+        " check what comes over plain http; require refuses files without any",
     )  # fmt: skip
 
 

@@ -99,6 +99,8 @@ def _status_rows(stats: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "replaced", f"{number('workers_replaced')} workers that died"
     yield "arena", _arena(stats.get("arena", {}))
     yield "page cache", _page_cache(stats.get("page_cache", {}))
+    if "checksums" in stats:
+        yield "checksums", _checksums(stats["checksums"], count)
     knobs = stats.get("kernel", {})
     for position, name in enumerate(sorted(knobs, reverse=True)):
         yield "" if position else "kernel", _knob(name, knobs[name])
@@ -136,6 +138,17 @@ def _page_cache(pages: dict[str, Any]) -> str:
     return (
         f"{show_bytes(pages.get('ahead_bytes', 0))} pushed ahead of readers,"
         f" room for {show_bytes(pages.get('room_bytes', 0))}"
+    )
+
+
+def _checksums(checksums: dict[str, Any], count: dict[str, int]) -> str:
+    if checksums.get("mode") == "off":
+        return f"nothing is compared: {checksums.get('why')}"
+    missing = count.get("checksums_missing_bytes", 0)
+    return (
+        f"{show_bytes(count.get('checksums_verified_bytes', 0))} compared,"
+        f" {count.get('checksum_mismatches', 0)} times wrong, {show_bytes(missing)} without"
+        f"{': ' + str(checksums['why']) if missing and checksums.get('why') else ''}"
     )
 
 

@@ -33,6 +33,9 @@ START_TIMEOUT_S = 45.0
 END_TIMEOUT_S = 12.0
 """For a keeper whose start failed: nobody reads yet, so `mount.grace_s` does not matter."""
 
+KILLED_TIMEOUT_S = 5.0
+"""For a killed process to go."""
+
 _REPORT_BYTES_MAX = 65536
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -184,7 +187,8 @@ def _end_all(process: subprocess.Popen[bytes], foreground: bool) -> None:
     else:
         # Until it is reaped below, nobody else can get its number.
         _kill_session(process.pid)
-    process.wait()
+    with suppress(subprocess.TimeoutExpired):  # it hangs in the kernel: nothing more can be done
+        process.wait(KILLED_TIMEOUT_S)
 
 
 def _kill_session(leader: int) -> None:

@@ -41,6 +41,17 @@ class State(Enum):
     GONE = "gone"
 
 
+class Suspicion(Protocol):
+    """That bytes of a file may be wrong (see `engine.checking`)."""
+
+    pieces: dict[Extent, int]
+    earlier: list[tuple[Extent, int]]
+
+    @property
+    def over(self) -> trio.Event:
+        """Set once the file may be read again, or is wrong."""
+
+
 class Watcher(Protocol):
     """Who wants to hear of a file's blocks (see `engine.hinted`). Takes note, and no time."""
 
@@ -128,7 +139,7 @@ class File:
 
     __slots__ = (
         "blocks", "changed", "data_start", "direct_opens", "doubtful", "hinted", "inode",
-        "inspected", "ledger", "meta", "opens", "plan", "pushed", "setback", "started",
+        "inspected", "ledger", "meta", "opens", "plan", "pushed", "setback", "started", "suspicion",
         "touched_block", "watcher",
     )  # fmt: skip
 
@@ -149,6 +160,7 @@ class File:
         self.touched_block: int | None = None
         self.pushed: PushedPages | None = None
         self.ledger: Ledger | None = None
+        self.suspicion: Suspicion | None = None
         self.doubtful = False
 
     @property

@@ -103,7 +103,7 @@ class Fetcher:
         self._on_landed = on_landed
         self._pace = pace
         self._hedges = Hedges(slots, counters)
-        self._checking = Checking(budget.block_size, counters, self._condemn)
+        self.checking = Checking(budget.block_size, counters)
         self._runs: dict[int, Run] = {}
         self._demand: deque[tuple[Block, Tries]] = deque()
         self._retries: list[tuple[float, int, list[Block], Tries]] = []
@@ -272,7 +272,7 @@ class Fetcher:
             if block is not None:
                 ready.append(block)
         file = run.blocks[0].file
-        self._checking.landed(file, sums, ready)
+        self.checking.landed(file, sums, ready)
         if file.is_wrong:
             # Nobody gets them: so whoever reads all of a file that is wrong meets the error.
             self._give_up(ready, file.changed)
@@ -286,13 +286,13 @@ class Fetcher:
             self._pace.landed(size, run.told_s, is_first=run.landed == 0)
             self._hedges.landed(size, now - run.told_s, is_first=run.landed == 0)
             run.told_s, run.landed = now, landed
-        if ready:
+        if ready and file.suspicion is None:
             self._on_landed(ready)
 
     def _failed(self, run: Run, error: FusefsError) -> None:
         """Retry what may succeed later, fail the rest. The worker has stopped writing."""
         self._counters.fetch_errors += 1
-        self._checking.failed(error)
+        self.checking.failed(error)
         if isinstance(error, StoreThrottled):
             self._pace.throttled(error.retry_after_s)
         file = run.blocks[0].file
@@ -310,8 +310,8 @@ class Fetcher:
             log.warning("fetching %s failed: %s", file.meta.id.key, error)
         self._give_up(blocks, error)
 
-    def _condemn(self, file: File, error: FusefsError) -> None:
-        """Bytes of this version are wrong, and nobody knows which: give out no more of them."""
+    def condemn(self, file: File, error: FusefsError) -> None:
+        """Bytes of this version are wrong: give out no more of them, until it is opened anew."""
         log.warning("%s", error)
         self._mark_changed(file, error)
 

@@ -6,7 +6,7 @@ Blocking work (XML, JSON, parsing) happens in the workers; the daemon's thread o
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
@@ -22,6 +22,7 @@ from fusefs.objects import Extent, ListPage, ObjectMeta
 from fusefs.policy.backoff import backoff_s
 from fusefs.policy.extents import blocks_of
 from fusefs.policy.kinds import MAGIC, Kind
+from fusefs.policy.missed import Missed
 from fusefs.policy.shards import INDEX_SUFFIX, shard_order, shards_after
 from fusefs.telemetry.counters import Counters
 from loaderhint.header import LENGTH_BYTES, HeaderError, read_length
@@ -54,6 +55,8 @@ class Names:
 
     A question about names raises `StoreTimeout` past `NAMES_DEADLINE_S`, or the deadline of reads
     if that is shorter: whoever wants errors soon wants all of them soon.
+
+    The mutable state of Names is the questions that reached it a moment ago.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class Names:
         self._counters = counters
         self._on_throttled = on_throttled
         self._deadline_s = min(NAMES_DEADLINE_S, read_deadline_s)
+        self._missed = Missed()
 
     async def check(self, prefix: str) -> None:
         """Return if the source can be mounted; raises what `Store.check` raises."""
@@ -90,7 +94,9 @@ class Names:
     async def _retried(self, deadline_s: float, op: str, **arguments: Any) -> tuple[Any, list[Any]]:
         attempt = 0
         last: StoreUnavailable | None = None
-        with trio.move_on_after(deadline_s):
+        question: list[Hashable] = [(op, *sorted(arguments.items()))]
+        wait_s = self._missed.wait_s(question, deadline_s, trio.current_time())
+        with trio.move_on_after(wait_s):
             while True:
                 attempt += 1
                 self._counters.requests += 1
@@ -105,6 +111,7 @@ class Names:
                         self._on_throttled(after)
                     chance = random.random()  # noqa: S311 - jitter, no secret
                     await trio.sleep(backoff_s(attempt, chance, after))
+        self._missed.missed(question, trio.current_time())
         why = f": {last}" if last else ""
         raise StoreTimeout(f"no answer from the store within {deadline_s:g} s{why}")
 

@@ -39,6 +39,12 @@ START_TIMEOUT_S = 25.0
 FORK_TIMEOUT_S = 10.0
 """A spawner forks in milliseconds. One that is stopped, or hangs, is replaced."""
 
+SILENT_S = 150.0
+"""A worker that owes answers and says nothing at all for so long is stopped, or hangs: a store is
+given up after 20 s without a byte, and a READ after 120 s. What it owes is asked of another."""
+
+SILENT_LOOK_S = 10.0
+
 ReadHandler = Callable[[jobs.Message], None]
 
 
@@ -56,16 +62,25 @@ class _Call:
 
 @dataclass(slots=True, eq=False)
 class _Worker:
-    """One worker process. INVARIANT: len(jobs) <= threads."""
+    """One worker process. INVARIANT: len(jobs) <= threads.
+
+    `process` is a pidfd; `heard_s` is when it last said something, or owed nothing.
+    """
 
     pid: int
     channel: socket.socket
     threads: int
+    process: int
+    heard_s: float
     jobs: dict[int, _Call | None] = field(default_factory=dict)
 
     @property
     def idle(self) -> int:
         return self.threads - len(self.jobs)
+
+    def close(self) -> None:
+        self.channel.close()
+        os.close(self.process)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +194,7 @@ class Pool:
         """
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._attend_spawner)
+            nursery.start_soon(self._end_silent)
             self._start_calls()  # those that were asked before there was a worker
             on_idle()
             for worker in list(self._workers):
@@ -211,7 +227,7 @@ class Pool:
     def close(self) -> None:
         """Close all channels: workers and spawner end by themselves."""
         for worker in self._workers:
-            worker.channel.close()
+            worker.close()
         if self._spawner is not None:
             self._spawner.control.close()
 
@@ -219,6 +235,8 @@ class Pool:
         return max(self._workers, key=lambda worker: worker.idle)
 
     def _send(self, worker: _Worker, job: int, message: jobs.Message, call: _Call | None) -> None:
+        if not worker.jobs:
+            worker.heard_s = trio.current_time()
         worker.jobs[job] = call
         # If it just died, `_attend` sees the end of the stream and tells of the loss.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
@@ -250,6 +268,22 @@ class Pool:
                     continue
             await trio.sleep(RESPAWN_PAUSE_S)
 
+    async def _end_silent(self) -> None:
+        """Kill workers that owe answers and do not speak; `_attend` replaces them."""
+        while True:
+            due_s = trio.current_time() + SILENT_LOOK_S
+            await trio.sleep_until(due_s)
+            now = trio.current_time()
+            if now - due_s > SILENT_LOOK_S / 2:
+                continue  # we stood still ourselves: there may be much to hear yet
+            for worker in self._workers:
+                if worker.jobs and now - worker.heard_s > SILENT_S:
+                    log.error(
+                        "worker %d says nothing for %.0f s: it is killed", worker.pid, SILENT_S
+                    )
+                    with contextlib.suppress(ProcessLookupError):  # dead: its channel tells
+                        signal.pidfd_send_signal(worker.process, signal.SIGKILL)
+
     async def _attend_spawner(self) -> None:
         """Put another spawner in the place of one that died; its workers live on."""
         while True:
@@ -279,7 +313,7 @@ class Pool:
                 continue
             log.warning("worker %d died with %d jobs; replacing it", worker.pid, len(worker.jobs))
             self._workers.remove(worker)
-            worker.channel.close()
+            worker.close()
             self._counters.workers_replaced += 1
             lost, worker.jobs = worker.jobs, {}
             await trio.sleep(RESPAWN_PAUSE_S if self._counters.workers_replaced > 1 else 0)
@@ -316,6 +350,7 @@ class Pool:
                 return False
             if not data:
                 return False
+            worker.heard_s = trio.current_time()
             finished |= self._take(worker, jobs.decode(data), on_read)
         if finished:
             self._start_calls()
@@ -382,7 +417,12 @@ async def _fork_worker(spawner: _Spawner, threads: int) -> _Worker | None:
             return None
         raise CannotStart(answer["error"])
     ours.setblocking(False)
-    return _Worker(answer["pid"], ours, threads)
+    try:
+        process = os.pidfd_open(answer["pid"])
+    except OSError as error:  # no descriptor is left, or it died at once
+        ours.close()
+        raise CannotStart(os.strerror(error.errno or 0)) from error
+    return _Worker(answer["pid"], ours, threads, process, trio.current_time())
 
 
 async def _ask(control: trio.socket.SocketType, timeout_s: float) -> jobs.Message | None:

@@ -6,8 +6,7 @@ task and copies only where two blocks of one READ are not neighbours in the aren
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Hashable
 from contextlib import asynccontextmanager
 
 import trio
@@ -21,15 +20,8 @@ from fusefs.engine.slots import Slots
 from fusefs.errors import FusefsError, StoreTimeout
 from fusefs.objects import Extent
 from fusefs.policy.extents import blocks_of
+from fusefs.policy.missed import Missed
 from fusefs.telemetry.counters import Counters
-
-AGAIN_S = 1.0
-"""The kernel asks again, for a page, what its readahead asked for in vain: within milliseconds, and
-whoever reads would wait for the deadline twice. So what was missed a moment ago is waited for so
-long and no longer."""
-
-MISSED_MAX = 1000
-"""Such extents that are remembered: more than there are READs at once."""
 
 PINNED_FRACTION = 4
 """At most a quarter of the slots belongs to waiting READs (a READ pins its blocks while it waits
@@ -87,7 +79,7 @@ class Reader:
         self._counters = counters
         self._pagecache = pagecache
         self._deadline_s = deadline_s
-        self._missed: deque[tuple[float, File, Extent]] = deque(maxlen=MISSED_MAX)
+        self._missed = Missed()
         self._waiting = Admission(arena.budget.slots // PINNED_FRACTION)
 
     async def read(self, file: File, offset: int, size: int) -> memoryview | bytes:
@@ -113,34 +105,25 @@ class Reader:
         indices = blocks_of(extent, self._arena.block_size)
         _refuse_wrong(file)
         milestone = self._pagecache.reading(file, extent, indices)
-        if milestone is not None:
+        if milestone is not None and file.suspicion is None:
             self._prefetcher.accessed(file, extent, indices, taken=lambda _: True)
             self._counters.hits += 1
             return milestone
         self._prefetcher.accessed(file, extent, indices)
         blocks = file.blocks
-        if all(i in blocks and blocks[i].state is State.READY for i in indices):
+        ready = all(i in blocks and blocks[i].state is State.READY for i in indices)
+        if ready and file.suspicion is None:
             self._counters.hits += 1
             return self._answer(extent, indices, [blocks[i] for i in indices])
         if file.changed is not None:
             raise file.changed
-        again = self._was_missed(file, extent)
-        with trio.move_on_after(AGAIN_S if again else self._deadline_s):
+        waited_for: list[Hashable] = [(file.meta.id, index) for index in indices]
+        wait_s = self._missed.wait_s(waited_for, self._deadline_s, trio.current_time())
+        with trio.move_on_after(wait_s):
             async with self._waiting.admitted(max(1, len(indices) - 1)):
                 return await self._wait_for(file, extent, indices)
-        if not again:
-            self._missed.append((trio.current_time(), file, extent))
+        self._missed.missed(waited_for, trio.current_time())
         raise StoreTimeout(f"{file.meta.id.key}: no bytes within {self._deadline_s:g} s")
-
-    def _was_missed(self, file: File, extent: Extent) -> bool:
-        """Whether a READ of some of these bytes reached its deadline just now."""
-        oldest = trio.current_time() - AGAIN_S
-        while self._missed and self._missed[0][0] < oldest:
-            self._missed.popleft()
-        return any(
-            missed is file and extent.start < waited.stop and waited.start < extent.stop
-            for _, missed, waited in self._missed
-        )
 
     async def _wait_for(self, file: File, extent: Extent, indices: range) -> memoryview:
         pinned, found = self._fetcher.demand(file, indices)
@@ -153,10 +136,14 @@ class Reader:
                 await block.wait_settled()
                 if block.error is not None:
                     raise block.error
+            if file.suspicion is not None:
+                await file.suspicion.over.wait()
             _refuse_wrong(file)
-            return self._answer(extent, indices, pinned)
+            if all(block.state is State.READY for block in pinned):
+                return self._answer(extent, indices, pinned)
         finally:
             self._fetcher.release(pinned)
+        return await self._wait_for(file, extent, indices)  # some of them were taken back
 
     def _answer(self, extent: Extent, indices: range, blocks: list[Block]) -> memoryview:
         """The reply, from READY blocks. Nothing between here and the reply may await."""

@@ -27,6 +27,13 @@ OFF, CHECK, REQUIRE = "off", "check", "require"
 """The values of `engine.checksums`."""
 
 
+class Finding(Protocol):
+    """Who knows checksums: `fusefs.store.checksums.Finder`."""
+
+    def find(self, id: ObjectId) -> Checksums | None:
+        """Those of this version, or None. Raises `StoreUnavailable`."""
+
+
 @runtime_checkable
 class SumsRanges(Protocol):
     """A store that sends a checksum with each range."""
@@ -104,7 +111,7 @@ class Verifier:
     The mutable state of Verifier is whether the store has turned out to sum no ranges.
     """
 
-    def __init__(self, store: Store, finder: Finder, block_size: int, required: bool) -> None:
+    def __init__(self, store: Store, finder: Finding, block_size: int, required: bool) -> None:
         self._store = store
         self._finder = finder
         self._block_size = block_size

@@ -21,6 +21,8 @@ from fusefs.engine.shared_memory import map_shared_memory
 from fusefs.engine.verifier import Report, Verifier
 from fusefs.errors import CorruptData, FusefsError, InternalError, to_wire
 from fusefs.objects import Extent, ObjectId
+from fusefs.policy.crc import find_computing
+from fusefs.policy.extents import cut_extent
 from fusefs.store.base import Store
 from loaderhint.header import HeaderError, parse_header, read_length
 
@@ -74,6 +76,7 @@ class Worker:
             jobs.CHECK: self._check,
             jobs.HEADER: self._header,
             jobs.INDEX: self._index,
+            jobs.SUM: self._sum,
         }
 
     def run(self, threads: int) -> None:
@@ -124,8 +127,12 @@ class Worker:
             self._send(message["id"], answer)
 
     def _send(self, job: int, answer: jobs.Message) -> None:
+        message = jobs.encode({"id": job, **answer})
+        if len(message) > jobs.MESSAGE_BYTES_MAX:  # a token of a listing, say
+            error = CorruptData("the store's answer holds more than any store says")
+            message = jobs.encode({"id": job, "error": to_wire(error)})
         try:
-            self._channel.send(jobs.encode({"id": job, **answer}))
+            self._channel.send(message)
         except (BrokenPipeError, ConnectionResetError):
             os._exit(0)  # the daemon is gone, and nobody is left to serve
 
@@ -162,6 +169,17 @@ class Worker:
             return parse_header(data[8 : 8 + length], message["size"]).data_start
         except HeaderError as error:
             raise CorruptData(f"not a safetensors header: {error}") from error
+
+    def _sum(self, message: jobs.Message) -> list[int]:
+        """Fetch a range for nothing but the CRCs of its blocks."""
+        extent = Extent(message["start"], message["stop"])
+        data = memoryview(bytearray(extent.size))
+        self._store.read_into(ObjectId(message["key"], message["etag"]), extent, data)
+        compute = find_computing(message["crc"])
+        return [
+            compute(data[part.start - extent.start : part.stop - extent.start])
+            for part in cut_extent(extent, message["block"])
+        ]
 
     def _index(self, message: jobs.Message) -> None:
         """Read a model's index and send the shard names it holds, in the order of first mention."""
@@ -224,5 +242,4 @@ def _index_parts(data: bytes) -> list[list[str]]:
         raise CorruptData(f"not a model index: {type(error).__name__}") from error
     if not all(isinstance(name, str) and len(name) <= 255 for name in names):
         raise CorruptData("not a model index: a shard name is not a file name")
-    step = jobs.PART_BYTES_MAX // (255 * 6)
-    return [names[i : i + step] for i in range(0, len(names), step)]
+    return jobs.in_parts(names)

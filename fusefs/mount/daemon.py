@@ -27,6 +27,7 @@ import trio
 from fusefs.config import Config, config_from_json_dict
 from fusefs.engine import jobs
 from fusefs.engine.arena import Arena
+from fusefs.engine.audit import Auditor
 from fusefs.engine.blocks import File, FileTable
 from fusefs.engine.fetcher import Fetcher
 from fusefs.engine.guide import Guide, Names
@@ -127,6 +128,13 @@ class Daemon:
             self._object_changed,
             lambda blocks: self._pagecache.landed(blocks),  # noqa: PLW0108 - it is made below
             self._pace,
+        )
+        self._auditor = Auditor(
+            self._fetcher.checking,
+            self._slots,
+            self._pool,
+            self._budget.block_size,
+            self._fetcher.condemn,
         )
         self._pagecache = PageCache(
             self._arena,
@@ -280,6 +288,7 @@ class Daemon:
                 nursery.start_soon(self._prefetcher.run, self._guide)
                 nursery.start_soon(self._hinted.run)
                 nursery.start_soon(self._requests.run, operations.describe)
+                nursery.start_soon(self._auditor.run)
                 nursery.start_soon(_end_on_sigterm)
                 nursery.start_soon(self._beat)
                 self._take_socket(*told, nursery)

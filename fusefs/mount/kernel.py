@@ -184,6 +184,7 @@ def _mount_by_fusermount(source: str, mountpoint: str, allow_other: bool) -> int
         if done.returncode != 0:
             said = done.stderr.decode(errors="replace").strip().splitlines()
             raise AccessDenied(said[0] if said else f"fusermount3 failed ({done.returncode})")
+        theirs.close()  # so that a descriptor which was not sent is not waited for
         return _receive_fd(ours)
 
 

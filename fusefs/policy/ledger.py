@@ -8,6 +8,7 @@ part, so a CRC and a mark for each block of a piece are all there is to remember
 from __future__ import annotations
 
 from array import array
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -49,7 +50,7 @@ class Ledger:
     def note(self, piece: Extent, expected: int, part: Extent, crc: int) -> tuple[Verdict, int]:
         """A part has this CRC: the verdict, and how many bytes it is about that were not known.
 
-        A part that comes again is compared with what it was before.
+        A part that comes again is compared with what it was before; the last CRC is remembered.
         """
         record = self._pieces.get(piece.start)
         if record is None or (record.extent, record.expected) != (piece, expected):
@@ -57,6 +58,7 @@ class Ledger:
         index = part.start // self._block_size - record.first
         if record.known[index]:
             if record.crcs[index] != crc:
+                record.crcs[index] = crc
                 return Verdict.WRONG, part.size
             return (Verdict.OPEN, 0) if record.missing else (Verdict.RIGHT, part.size)
         record.crcs[index] = crc
@@ -77,9 +79,21 @@ class Ledger:
             for index, part in enumerate(self._cut(record))
         ]
 
-    def forget(self, piece: Extent) -> None:
-        """Know nothing of this piece any more."""
-        self._pieces.pop(piece.start, None)
+    def known(self, piece: Extent, part: Extent) -> int | None:
+        """The CRC that this part had last."""
+        record = self._pieces.get(piece.start)
+        if record is None:
+            return None
+        index = part.start // self._block_size - record.first
+        return record.crcs[index] if record.known[index] else None
+
+    def believe(self, piece: Extent, crcs: Mapping[Extent, int]) -> None:
+        """These are the CRCs of all parts of the piece."""
+        record = self._pieces[piece.start]
+        for index, part in enumerate(self._cut(record)):
+            record.crcs[index] = crcs[part]
+            record.known[index] = 1
+        record.missing = 0
 
     def _new(self, piece: Extent, expected: int) -> _Piece:
         first = piece.start // self._block_size

@@ -30,11 +30,12 @@ from fusefs.errors import (
 from fusefs.objects import Extent, ListPage, ObjectId, ObjectMeta
 from fusefs.policy.budget import CONNECTIONS_MAX
 from fusefs.policy.crc import CRC64NVME, find_computing
-from fusefs.store.azure_client import KEY, SAS_TOKEN, AzureClient
+from fusefs.store.azure_client import KEY, READ_TIMEOUT_S, SAS_TOKEN, AzureClient
 from fusefs.store.azure_errors import SDK_ERRORS, translate, translate_read
 from fusefs.store.azure_source import CONNECTION_STRING
-from fusefs.store.base import LIST_PAGE_KEYS, Source, Store, Writer
+from fusefs.store.base import LIST_PAGE_KEYS, Source, Store, Writer, silence_s
 from fusefs.store.http_body import check_content_range, receive
+from fusefs.store.http_errors import SENSELESS
 
 SUMMED_BYTES_MAX = 4 << 20
 """https://learn.microsoft.com/rest/api/storageservices/get-blob: of larger ranges Azure sends no
@@ -198,7 +199,7 @@ def head_of(client: AzureClient, key: str) -> ObjectMeta:
         raise ObjectNotFound(f"{what} does not exist: it is a directory")
     try:
         return _meta(key, headers["ETag"], int(headers["Content-Length"]), headers["Last-Modified"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, *SENSELESS) as error:
         raise StoreUnavailable(f"{what} came with an incomplete head") from error
 
 
@@ -214,7 +215,12 @@ def shown(key: str) -> str:
 
 
 def _client(source: Source, config: Config) -> AzureClient:
-    return AzureClient(source, config.azure, config.engine.connections or CONNECTIONS_MAX)
+    return AzureClient(
+        source,
+        config.azure,
+        config.engine.connections or CONNECTIONS_MAX,
+        read_timeout_s=silence_s(READ_TIMEOUT_S, config.engine.read_deadline_s),
+    )
 
 
 def listing(prefix: str, **more: str) -> str:

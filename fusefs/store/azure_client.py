@@ -11,6 +11,7 @@ import base64
 import binascii
 import importlib
 import os
+import re
 import socket
 import threading
 import time
@@ -222,7 +223,7 @@ class AzureClient:
     def refusal(self, answer: Any, what: str) -> FusefsError:
         """What an answer that is no success means; its body is left behind."""
         length = answer.headers.get("Content-Length", "")
-        if length.isdecimal() and int(length) <= _ERROR_BYTES_MAX:
+        if re.fullmatch(r"[0-9]{1,9}", length) and int(length) <= _ERROR_BYTES_MAX:
             answer.raw.drain_conn()
         else:
             answer.close()

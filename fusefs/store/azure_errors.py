@@ -36,7 +36,7 @@ from fusefs.errors import (
     StoreUnavailable,
     Unsupported,
 )
-from fusefs.store.http_errors import chain, retry_after_s
+from fusefs.store.http_errors import SENSELESS, chain, retry_after_s
 
 SDK_ERRORS = (
     AzureError,
@@ -45,7 +45,7 @@ SDK_ERRORS = (
     http.client.HTTPException,
     ParseError,
     OSError,
-    ValueError,
+    *SENSELESS,
 )
 """Everything a request through azure-core lets through. OSError is socket and ssl; ValueError is a
 header that is no number or date, or a key that is not UTF-8."""
@@ -175,7 +175,7 @@ def _transport(error: Exception, what: str) -> FusefsError:
         return StoreTimeout(f"{what} did not come in time: the store is silent")
     reasons = [cause.strerror for cause in causes if isinstance(cause, OSError)]
     reason = next((text for text in reasons if text), None)
-    if reason is None and isinstance(error, ValueError) and not isinstance(error, OSError):
+    if reason is None and isinstance(error, SENSELESS) and not isinstance(error, OSError):
         # Often the last header of a head that broke off, so another try may help.
         return StoreUnavailable(f"{what} did not come: the answer has a value that makes no sense")
     return StoreUnavailable(f"{what} did not come: {reason or type(error).__name__}")
@@ -200,7 +200,7 @@ def _why_failed(headers: Mapping[str, str], sas_expiry: datetime | None) -> str 
     try:
         there = parsedate_to_datetime(headers["date"])
         skew_s = (here - there).total_seconds()
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, *SENSELESS):
         there, skew_s = here, 0.0
     if abs(skew_s) > _CLOCK_SKEW_MAX_S:
         return f"the clock of this machine is {abs(skew_s) / 60:.0f} minutes wrong: set it"

@@ -16,6 +16,13 @@ LIST_PAGE_KEYS = 1000
 """Keys per listing request: the most S3 gives (ListObjectsV2 MaxKeys)."""
 
 
+SILENCE_MIN_S = 2.0
+"""Stores do take so long for their first bytes now and then."""
+
+TRIES_MIN = 3
+"""So many silent answers fit into the deadline of a read, also into a short one."""
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """A parsed SOURCE.
@@ -131,3 +138,11 @@ class Writer(Protocol):
 
     def close(self) -> None:
         """Let go of connections and files. Idempotent; parts stay, for the next attempt."""
+
+
+def silence_s(longest_s: float, read_deadline_s: float) -> float:
+    """How long to wait for the next bytes: so that a read may be tried again before its deadline.
+
+    `longest_s` is what the adapter waits at most.
+    """
+    return max(min(SILENCE_MIN_S, longest_s), min(longest_s, read_deadline_s / TRIES_MIN))

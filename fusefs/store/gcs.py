@@ -25,7 +25,7 @@ from fusefs.errors import (
 from fusefs.objects import Checksums, Extent, ListPage, ObjectId, ObjectMeta
 from fusefs.policy.budget import CONNECTIONS_MAX
 from fusefs.policy.crc import CRC32C
-from fusefs.store.base import LIST_PAGE_KEYS, Source, Store, Writer
+from fusefs.store.base import LIST_PAGE_KEYS, Source, Store, Writer, silence_s
 from fusefs.store.gcs_client import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, GcsClient, meta_of, shown
 from fusefs.store.gcs_errors import SDK_ERRORS, translate, translate_read
 from fusefs.store.gcs_write import GcsWriter
@@ -156,7 +156,12 @@ class GcsStore:
 
 def open_store(source: Source, config: Config) -> Store:
     """Make the store of a `gs://` source."""
-    return GcsStore(source.bucket, config.gcs, config.engine.connections or CONNECTIONS_MAX)
+    return GcsStore(
+        source.bucket,
+        config.gcs,
+        config.engine.connections or CONNECTIONS_MAX,
+        read_timeout_s=silence_s(READ_TIMEOUT_S, config.engine.read_deadline_s),
+    )
 
 
 def open_writer(source: Source, config: Config) -> Writer:

@@ -34,6 +34,7 @@ from fusefs.config import GcsConfig
 from fusefs.errors import ConfigError, CorruptData, StoreUnavailable
 from fusefs.objects import ObjectId, ObjectMeta
 from fusefs.store.gcs_errors import SDK_ERRORS, translate
+from fusefs.store.http_errors import SENSELESS
 
 CONNECT_TIMEOUT_S = 5.0
 """Linux repeats a lost SYN after 1 s and 3 s: two may be lost, and a dead address costs no more."""
@@ -145,6 +146,7 @@ class GcsClient:
             answer = self.ask("GET", f"/storage/v1{self.path()}", query)
             items, prefixes = answer.get("items", ()), answer.get("prefixes", ())
             page = Page(tuple(items), tuple(prefixes), answer.get("nextPageToken") or None)
+            _texts(*page.prefixes, page.token or "")
         except SDK_ERRORS as error:
             raise translate(error, what) from error
         except (AttributeError, TypeError) as error:
@@ -206,10 +208,18 @@ def meta_of(resource: Any, what: str) -> ObjectMeta:
     try:
         created = datetime.fromisoformat(resource["timeCreated"])
         mtime_ns = int(created.timestamp()) * 10**9 + created.microsecond * 1000
-        id = ObjectId(resource["name"], str(int(resource["generation"])))
+        (name,) = _texts(resource["name"])
+        id = ObjectId(name, str(int(resource["generation"])))
         return ObjectMeta(id, int(resource["size"]), mtime_ns)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, *SENSELESS) as error:
         raise StoreUnavailable(f"{what} came without a name, generation, size or time") from error
+
+
+def _texts(*values: Any) -> tuple[str, ...]:
+    """What JSON says, if it is texts. Raises TypeError."""
+    if not all(isinstance(value, str) for value in values):
+        raise TypeError("there is a value that is no text")
+    return values
 
 
 def _check_endpoint(endpoint: str | None) -> None:

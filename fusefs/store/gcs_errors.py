@@ -29,7 +29,7 @@ from fusefs.errors import (
     StoreTimeout,
     StoreUnavailable,
 )
-from fusefs.store.http_errors import chain, retry_after_s
+from fusefs.store.http_errors import SENSELESS, chain, retry_after_s
 
 SDK_ERRORS = (
     GoogleAPICallError,
@@ -38,7 +38,7 @@ SDK_ERRORS = (
     urllib3.exceptions.HTTPError,
     http.client.HTTPException,
     OSError,
-    ValueError,
+    *SENSELESS,
 )
 """Everything that the SDK, google-auth and requests let through. OSError is socket and ssl;
 ValueError is JSON that is none, a size that is no number, a key that is not UTF-8."""
@@ -155,7 +155,7 @@ def _transport(error: Exception, what: str) -> FusefsError:
     refused = any(isinstance(cause, urllib3.exceptions.NewConnectionError) for cause in causes)
     if not refused and any(isinstance(cause, _TIMEOUTS) for cause in causes):
         return StoreTimeout(f"{what} did not come in time: the store is silent")
-    if isinstance(error, ValueError) and not isinstance(error, _VALUE_ERRORS_OF_TRANSPORT):
+    if isinstance(error, SENSELESS) and not isinstance(error, _VALUE_ERRORS_OF_TRANSPORT):
         return StoreUnavailable(f"{what} did not come: the answer has a value that makes no sense")
     reasons = [cause.strerror for cause in causes if isinstance(cause, OSError)]
     reason = next((text for text in reasons if text), type(error).__name__)

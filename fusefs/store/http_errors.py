@@ -10,6 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from email.utils import parsedate_to_datetime
 
+SENSELESS = (ValueError, OverflowError, RecursionError)
+"""What parsers of headers, dates, XML and JSON raise for what no store would say: no number, a date
+beyond the calendar, a thousand brackets."""
+
 _RETRY_AFTER_MAX_S = 300.0
 """A larger Retry-After is a mistake or an attack; a deadline passes long before."""
 
@@ -42,6 +46,6 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
         if text.isdecimal():
             return min(float(text), _RETRY_AFTER_MAX_S)
         wait = parsedate_to_datetime(text) - parsedate_to_datetime(headers["date"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, *SENSELESS):
         return None
     return min(max(wait.total_seconds(), 0.0), _RETRY_AFTER_MAX_S)

@@ -87,6 +87,16 @@ def stage_of(etag: str) -> str:
     return etag.partition("-")[0]
 
 
+def _is_size(value: object) -> bool:
+    """Whether JSON from strangers says a number of bytes. `type`, since True is an int."""
+    return type(value) is int and value >= 0
+
+
+def _is_name(value: object) -> bool:
+    """Whether it can be a part of a key: text, and no half of a surrogate pair."""
+    return isinstance(value, str) and value.isascii()
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """What a listing tells of one file."""
@@ -105,9 +115,9 @@ class Entry:
         try:
             values = json.loads(raw)
             size, mtime_ns, etag = values["size"], values["mtime_ns"], values["etag"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise CorruptData(f"{what} has an entry that is not ours; push it again") from error
-        if type(size) is not int or type(mtime_ns) is not int or not isinstance(etag, str):
+        if not _is_size(size) or type(mtime_ns) is not int or not _is_name(etag):
             raise CorruptData(f"{what} has an entry with wrong types; push it again")
         return cls(size, mtime_ns, etag)
 
@@ -136,10 +146,12 @@ class Recipe:
         try:
             values = json.loads(raw)
             recipe = cls(values["size"], values["chunk_bytes"], tuple(values["chunks"]))
-            whole = recipe.chunk_bytes > 0 and len(recipe.chunks) == recipe.count
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise CorruptData(f"{what} has a recipe that is not ours; push it again") from error
-        if not whole:
+        sizes = _is_size(recipe.size) and _is_size(recipe.chunk_bytes) and recipe.chunk_bytes > 0
+        if not sizes or not all(_is_name(chunk) for chunk in recipe.chunks):
+            raise CorruptData(f"{what} has a recipe with wrong types; push it again")
+        if len(recipe.chunks) != recipe.count:
             raise CorruptData(f"{what} has a recipe with too few or many chunks; push it again")
         return recipe
 

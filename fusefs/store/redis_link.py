@@ -25,7 +25,7 @@ from redis.retry import Retry
 from fusefs.config import Config, RedisConfig
 from fusefs.errors import CorruptData, StoreTimeout
 from fusefs.policy.budget import CONNECTIONS_MAX
-from fusefs.store.base import Source
+from fusefs.store.base import Source, silence_s
 from fusefs.store.crawl import Crawl
 from fusefs.store.redis_errors import SDK_ERRORS, translate
 
@@ -342,4 +342,5 @@ def _mode(client: Any) -> str:
 def open_link(source: Source, config: Config) -> Link:
     """Make the link that `source` names; no connection is opened yet."""
     connections = config.engine.connections or CONNECTIONS_MAX
-    return Link(Address.of(source), config.redis, connections)
+    timeout_s = silence_s(READ_TIMEOUT_S, config.engine.read_deadline_s)
+    return Link(Address.of(source), config.redis, connections, read_timeout_s=timeout_s)

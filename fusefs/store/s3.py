@@ -19,7 +19,7 @@ from fusefs.config import Config, S3Config
 from fusefs.errors import CorruptData, ObjectChanged, ObjectNotFound, StoreUnavailable, Unsupported
 from fusefs.objects import Checksums, Extent, ListPage, ObjectId, ObjectMeta
 from fusefs.policy.budget import CONNECTIONS_MAX
-from fusefs.store.base import LIST_PAGE_KEYS, Source, Store, Writer
+from fusefs.store.base import LIST_PAGE_KEYS, Source, Store, Writer, silence_s
 from fusefs.store.http_body import check_content_range, receive
 from fusefs.store.s3_checksums import find_checksums
 from fusefs.store.s3_client import (
@@ -151,7 +151,12 @@ class S3Store:
 
 def open_store(source: Source, config: Config) -> Store:
     """Make the store of an `s3://` source."""
-    return S3Store(source.bucket, config.s3, config.engine.connections or CONNECTIONS_MAX)
+    return S3Store(
+        source.bucket,
+        config.s3,
+        config.engine.connections or CONNECTIONS_MAX,
+        read_timeout_s=silence_s(READ_TIMEOUT_S, config.engine.read_deadline_s),
+    )
 
 
 def open_writer(source: Source, config: Config) -> Writer:

@@ -30,7 +30,7 @@ from fusefs.errors import (
     StoreUnavailable,
     Unsupported,
 )
-from fusefs.store.http_errors import chain, retry_after_s
+from fusefs.store.http_errors import SENSELESS, chain, retry_after_s
 
 SDK_ERRORS = (
     sdk.BotoCoreError,
@@ -39,8 +39,7 @@ SDK_ERRORS = (
     urllib3.exceptions.HTTPError,
     http.client.HTTPException,
     OSError,
-    ValueError,
-    RecursionError,
+    *SENSELESS,
 )
 """Everything a client of botocore lets through. RecursionError: it follows a redirection to another
 region by asking there, and may be redirected again, for ever. OSError is socket and ssl; ValueError
@@ -246,7 +245,7 @@ def _transport(error: Exception, what: str) -> FusefsError:
         return StoreTimeout(f"{what} did not come in time: the store is silent")
     if isinstance(error, ResponseParserError):
         return StoreUnavailable(f"{what} did not come: the answer is not S3's, or only half of one")
-    if isinstance(error, ValueError) and not isinstance(error, _VALUE_ERRORS_OF_TRANSPORT):
+    if isinstance(error, SENSELESS) and not isinstance(error, _VALUE_ERRORS_OF_TRANSPORT):
         # Often the last header of a head that broke off, so another try may help.
         return StoreUnavailable(f"{what} did not come: the answer has a value that makes no sense")
     reasons = [cause.strerror for cause in chain(error) if isinstance(cause, OSError)]
@@ -269,7 +268,7 @@ def _skew_s(headers: Mapping[str, str]) -> float:
     """How far the clocks of the store and of this machine are apart, in seconds, if it says."""
     try:
         return abs(parsedate_to_datetime(headers["date"]).timestamp() - time.time())
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, *SENSELESS):
         return 0.0
 
 

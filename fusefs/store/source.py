@@ -32,6 +32,8 @@ _ACCESS_POINT = re.compile(
 its name, and no access point a "/": what follows the next "/" is the prefix.
 https://docs.aws.amazon.com/AmazonS3/latest/userguide/access-points-naming.html"""
 
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,31}", re.ASCII)
+
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 """Never in a real bucket or path; a newline would tear log lines and /proc/mounts."""
 
@@ -69,9 +71,9 @@ def parse_source(text: str, config: Config | None = None) -> Source:
     if not separator:
         raise ConfigError(f"a SOURCE has a scheme: {source_examples()}")
     if scheme not in _SCHEMES:
-        raise ConfigError(
-            f"unknown scheme {scheme[:32]!r} in SOURCE; known are {source_examples()}"
-        )
+        # What is no scheme at all may be half of a URL with a password in it.
+        named = f"scheme {scheme!r}" if _SCHEME.fullmatch(scheme) else "scheme"
+        raise ConfigError(f"unknown {named} in SOURCE; known are {source_examples()}")
     if _CONTROL.search(rest):
         raise ConfigError("the SOURCE holds control characters")
     return _SCHEMES[scheme].parse(rest, config or Config())

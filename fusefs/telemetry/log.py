@@ -48,9 +48,11 @@ def configure_log(level: str, file: str | None, foreground: bool) -> RecentWarni
     root.setLevel(level.upper())
     root.propagate = False
     recent = RecentWarnings()
+    recent.addFilter(_print_plainly)
     root.handlers = [recent]
     target = _target(file, foreground)
     if target is not None:
+        target.addFilter(_print_plainly)
         target.setFormatter(logging.Formatter(_FORMAT))
         root.addHandler(target)
     return recent
@@ -64,6 +66,15 @@ def _target(file: str | None, foreground: bool) -> logging.Handler | None:
     if os.path.exists(_SYSLOG_SOCKET):
         return logging.handlers.SysLogHandler(_SYSLOG_SOCKET)
     return None
+
+
+def _print_plainly(record: logging.LogRecord) -> bool:
+    """Escape what no terminal should obey: a key with a newline in it must not forge a line."""
+    text = record.getMessage()
+    if not text.isprintable():
+        record.msg = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+        record.args = ()
+    return True
 
 
 def _become_stderr(file: str) -> None:

@@ -41,6 +41,10 @@ PAGES_WITHOUT_NEWS_MAX = 1000
 """Pages in a row that bring no name. Some are empty where much was deleted; a listing that says
 the same again and again, each time with another token, must end all the same."""
 
+OBJECT_BYTES_MAX = 1 << 46
+"""64 TiB: more than an object of Amazon's or Google's holds. An open file takes a byte of memory
+for each of its blocks, so whoever claims to have exabytes would take all of the daemon's."""
+
 _DIRECTORIES_REPORTED_MAX = 1000
 """Directories whose hidden names were logged; past that, some are logged twice."""
 
@@ -101,6 +105,8 @@ class _Gathering:
         for meta in page.objects:
             if meta.id.key.endswith("/"):
                 self._add_directory(meta.id.key)  # a marker makes a directory and is no file
+            elif meta.size > OBJECT_BYTES_MAX:
+                self._unnameable.add(meta.id.key)
             elif (name := name_below(prefix, meta.id.key)) is not None:
                 self._files[name] = self._inodes.file(inode, name, meta)
             elif not is_reserved(prefix, meta.id.key):

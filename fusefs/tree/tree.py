@@ -22,7 +22,7 @@ from fusefs.telemetry.counters import Counters
 from fusefs.tree.flights import Flights
 from fusefs.tree.inodes import Entry, Inodes, NotADirectory
 from fusefs.tree.journal import Journal
-from fusefs.tree.listings import Lister, Listings
+from fusefs.tree.listings import OBJECT_BYTES_MAX, Lister, Listings
 from fusefs.tree.names import prefix_of, segment_of
 
 ANSWERS_CACHED_MAX = 50_000
@@ -222,7 +222,7 @@ class Tree:
         if below.get():  # as in a listing, the directory wins
             return _Answer(child, asked_at + self._config.ttl_s)
         meta = object_.get()
-        if meta is not None:
+        if meta is not None and meta.size <= OBJECT_BYTES_MAX:
             entry = self._inodes.file(directory.inode, name, meta)
             return _Answer(entry, asked_at + self._config.ttl_s)
         return _Answer(None, asked_at + self._config.negative_ttl_s)

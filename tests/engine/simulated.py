@@ -10,6 +10,7 @@ import functools
 import json
 import mmap
 import os
+import zlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -20,6 +21,7 @@ import trio
 
 from fusefs.engine import jobs
 from fusefs.engine.arena import Arena
+from fusefs.engine.audit import Auditor
 from fusefs.engine.blocks import Block, File, FileTable
 from fusefs.engine.fetcher import Fetcher
 from fusefs.engine.guide import Guide
@@ -29,9 +31,10 @@ from fusefs.engine.pagecache import PageCache
 from fusefs.engine.prefetcher import Prefetcher
 from fusefs.engine.reader import Reader
 from fusefs.engine.slots import Slots
-from fusefs.errors import CorruptData, FusefsError, ObjectChanged, to_wire
+from fusefs.errors import AccessDenied, CorruptData, FusefsError, ObjectChanged, to_wire
 from fusefs.objects import Extent, ObjectId, ObjectMeta
 from fusefs.policy.budget import arena_budget
+from fusefs.policy.extents import cut_extent
 from fusefs.telemetry.counters import Counters
 from loaderhint.header import HeaderError, parse_header
 
@@ -60,11 +63,15 @@ def shard(size: int, header_bytes: int = 200) -> bytes:
 
 @dataclass(slots=True)
 class SimulatedBucket:
-    """Versions of objects, and what shall go wrong: the next reads raise `faults` in turn."""
+    """Versions of objects, and what shall go wrong: the next reads raise `faults` in turn.
+
+    Reads of `denied` keys are refused.
+    """
 
     objects: dict[str, tuple[int, bytes]] = field(default_factory=dict)
     versions: dict[str, int] = field(default_factory=dict)
     faults: deque[FusefsError | None] = field(default_factory=deque)
+    denied: set[str] = field(default_factory=set)
     log: list[tuple[str, Extent]] = field(default_factory=list)
 
     def put(self, key: str, size: int) -> ObjectMeta:
@@ -93,6 +100,8 @@ class SimulatedBucket:
             fault = self.faults.popleft()
             if fault is not None:
                 raise fault
+        if id.key in self.denied:
+            raise AccessDenied(f"{id.key} is refused")
         if id.key not in self.objects or f"v{self.objects[id.key][0]}" != id.etag:
             raise ObjectChanged(f"{id.key} holds another version")
         return self.objects[id.key][1][extent.start : extent.stop]
@@ -101,8 +110,9 @@ class SimulatedBucket:
 class SimulatedWorkers:
     """Threads on a virtual clock. `lose_next` reads end with their worker's death.
 
-    `delays` are seconds that the next reads wait longer for their first bytes, in turn; `sums`
-    makes the report of checks that goes with a block.
+    `delays` are seconds that the next reads wait longer for their first bytes, in turn; `arrive`
+    makes of a block what arrives of it, and the report of checks that goes with that; the next
+    fetches for sums alone raise `sum_faults`.
     """
 
     def __init__(self, bucket: SimulatedBucket, arena: Arena, capacity: int) -> None:
@@ -111,8 +121,9 @@ class SimulatedWorkers:
         self.block_s = 0.001
         self.first_byte_s = 0.025
         self.lose_next = 0
-        self.sums: Callable[[jobs.ReadJob, Extent, bytes], dict[str, Any]] | None = None
+        self.arrive: Callable[[str, Extent, bytes], tuple[bytes, dict[str, Any]]] | None = None
         self.delays: deque[float] = deque()
+        self.sum_faults: deque[FusefsError] = deque()
         self.busy = 0
         self.busy_max = 0
         self._jobs = 0
@@ -149,6 +160,16 @@ class SimulatedWorkers:
             id = ObjectId(arguments["key"], arguments["etag"])
             data = self.bucket.read(id, Extent(0, arguments["size"]))
             return None, [list(dict.fromkeys(json.loads(data)["weight_map"].values()))]
+        if op == jobs.SUM:
+            if self.sum_faults:
+                raise self.sum_faults.popleft()
+            extent = Extent(arguments["start"], arguments["stop"])
+            data = self.bucket.read(ObjectId(arguments["key"], arguments["etag"]), extent)
+            assert arguments["crc"] == "crc32"
+            return [
+                zlib.crc32(data[part.start - extent.start : part.stop - extent.start])
+                for part in cut_extent(extent, arguments["block"])
+            ], []
         assert op == jobs.HEADER
         data = b"".join(self._map[at : at + size] for at, size in arguments["pieces"])
         try:
@@ -167,24 +188,24 @@ class SimulatedWorkers:
             self.busy -= 1
             on_read({"id": job.job, "error": to_wire(error)})
             return
-        sums = None
+        report = None
         for start in range(0, len(data), BLOCK):
             await trio.sleep(self.block_s)
             piece = data[start : start + BLOCK]
+            if self.arrive is not None:
+                at = job.extent.start + start
+                piece, report = self.arrive(job.id.key, Extent(at, at + len(piece)), piece)
             self._map[job.arena_offset + start : job.arena_offset + start + len(piece)] = piece
             if lost and start + BLOCK >= len(data) // 2:
                 self.busy -= 1
                 on_read({"id": job.job, "lost": True})
                 return
-            if self.sums is None:
+            if self.arrive is None:
                 on_read({"id": job.job, "landed": start + len(piece)})
-                continue
-            at = job.extent.start + start
-            sums = self.sums(job, Extent(at, at + len(piece)), piece)
-            if start + len(piece) < len(data):  # as of a real worker, the end is told by the answer
-                on_read({"id": job.job, "landed": start + len(piece), "sums": sums})
+            elif start + len(piece) < len(data):  # the end is told by the answer, as in a worker
+                on_read({"id": job.job, "landed": start + len(piece), "sums": report})
         self.busy -= 1
-        on_read({"id": job.job, "ok": sums})
+        on_read({"id": job.job, "ok": report})
 
 
 @dataclass(slots=True)
@@ -257,6 +278,8 @@ async def open_engine(
 
     fetcher = Fetcher(budget, tenants, workers, counters, change, landed, pace)
 
+    auditor = Auditor(fetcher.checking, tenants, workers, BLOCK, fetcher.condemn)
+
     def find_inode(file: File) -> int | None:
         return engine.find_inode(file)
 
@@ -278,6 +301,7 @@ async def open_engine(
             workers.attend(nursery, fetcher.on_read)
             nursery.start_soon(fetcher.run, prefetcher.next_run)
             nursery.start_soon(hinted.run)
+            nursery.start_soon(auditor.run)
             if guided:
                 nursery.start_soon(prefetcher.run, guide)
             yield engine

@@ -1,25 +1,18 @@
-"""Checked reads inside a worker, and what the daemon makes of their reports."""
+"""Checked reads inside a worker."""
 
 from __future__ import annotations
 
-import errno
 import random
 import zlib
 from collections.abc import Callable
-from typing import Any
 
 import pytest
-import trio
-import trio.testing
 
-from fusefs.engine.jobs import ReadJob
 from fusefs.engine.verifier import Part, Report, Verifier
 from fusefs.errors import AccessDenied, ChecksumMismatch, StoreUnavailable, Unsupported
 from fusefs.objects import Checksums, Extent, ObjectId
 from fusefs.policy.crc import CRC32
 from fusefs.store.checksums import NOTE, PIECE_BYTES, Finder, NoteRow, encode_note
-from tests.conftest import ExpectedWarnings
-from tests.engine.simulated import BLOCK, Engine, content, open_engine
 from tests.harness.simulated import SimulatedStore
 
 MIB = 1 << 20
@@ -240,86 +233,3 @@ def test_parts_that_end_within_blocks() -> None:
         for part in report.parts:
             assert part.crc == zlib.crc32(DATA[part.extent.start : part.extent.stop])
             assert part.extent.start // MIB == (part.extent.stop - 1) // MIB
-
-
-# -- the daemon's side ----------------------------------------------------------------------------
-
-
-def tell_sums(engine: Engine, key: str, wrong: set[int]) -> None:
-    """Let workers report the CRC of each block, against one CRC of the object.
-
-    Blocks in `wrong` arrive with another CRC, once.
-    """
-    size = engine.bucket.meta(key).size
-    whole = zlib.crc32(engine.bucket.objects[key][1])
-
-    def sums(job: ReadJob, extent: Extent, piece: bytes) -> dict[str, Any]:
-        index = extent.start // BLOCK
-        crc = zlib.crc32(piece)
-        if index in wrong:
-            wrong.discard(index)
-            crc ^= 1
-        part = Part(Extent(0, size), whole, extent, crc)
-        return Report(crc=CRC32, parts=(part,)).to_wire()
-
-    engine.workers.sums = sums
-
-
-async def test_a_whole_file_is_verified(autojump_clock: trio.testing.MockClock) -> None:
-    """Blocks in any order, hedged, lost and fetched again, add up to the CRC of the object."""
-    async with open_engine() as engine:
-        engine.bucket.put("a.bin", 50 * BLOCK + 9)
-        tell_sums(engine, "a.bin", set())
-        engine.workers.lose_next = 2
-        engine.bucket.faults.extend([None, StoreUnavailable("reset"), None])
-        engine.workers.delays.extend([0.0, 5.0, 0.0])
-        file = engine.open("a.bin")
-        want = content("a.bin", 1, 50 * BLOCK + 9)
-        for at in (*range(30 * BLOCK, 51 * BLOCK, BLOCK), *range(0, 30 * BLOCK, BLOCK)):
-            assert await engine.read(file, at, BLOCK) == want[at : at + BLOCK]
-        assert engine.counters.checksums_verified_bytes >= 50 * BLOCK + 9
-        assert engine.counters.checksum_mismatches == 0
-        assert engine.changed == []
-
-
-async def test_a_wrong_file_gives_no_more_bytes(
-    autojump_clock: trio.testing.MockClock, expect_warning: ExpectedWarnings
-) -> None:
-    """The read that completes a wrong object fails with EIO, and so does what follows it.
-
-    Opened anew, every block is fetched again, and it is right.
-    """
-    expect_warning("came with wrong bytes between 0 and")
-    async with open_engine(slots=128) as engine:
-        engine.bucket.put("a.bin", 40 * BLOCK)
-        tell_sums(engine, "a.bin", {17})
-        want = content("a.bin", 1, 40 * BLOCK)
-        file, other = engine.open("a.bin"), engine.open("a.bin")
-        assert file.may_keep_pages()
-        failed = False
-        for at in range(0, 40 * BLOCK, BLOCK):
-            try:
-                assert await engine.read(file, at, BLOCK) == want[at : at + BLOCK]
-            except ChecksumMismatch:
-                failed = True
-        assert failed
-        assert ChecksumMismatch.errno == errno.EIO
-        with pytest.raises(ChecksumMismatch, match="load it again"):
-            await engine.read(other, 0, BLOCK)
-        assert not other.may_keep_pages()
-        assert engine.changed == [file]
-        engine.close(file)
-        again = engine.open("a.bin")
-        with pytest.raises(ChecksumMismatch):
-            await engine.read(again, 0, BLOCK)
-        engine.close(again)
-        engine.close(other)
-        fetched = engine.counters.bytes_fetched
-        fresh = engine.open("a.bin")
-        assert not fresh.may_keep_pages()
-        assert fresh.may_keep_pages()
-        for at in range(0, 40 * BLOCK, BLOCK):
-            assert await engine.read(fresh, at, BLOCK) == want[at : at + BLOCK]
-        assert engine.counters.bytes_fetched - fetched == 40 * BLOCK
-        assert engine.counters.checksum_mismatches == 1
-        assert engine.counters.checksums_verified_bytes == 40 * BLOCK

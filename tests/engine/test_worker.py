@@ -24,6 +24,7 @@ class GatedStore:
     def __init__(self) -> None:
         self.reading = threading.Semaphore(0)
         self.gate = threading.Semaphore(0)
+        self.page = ListPage((), (), None)
 
     def read_into(
         self,
@@ -38,7 +39,7 @@ class GatedStore:
     def check(self, prefix: str) -> None: ...
 
     def list_page(self, prefix: str, token: str | None) -> ListPage:
-        return ListPage((), (), None)
+        return self.page
 
     def head(self, key: str) -> ObjectMeta:
         return ObjectMeta(ID, 0, 0)
@@ -64,6 +65,15 @@ class Daemon:
     def wait_reading(self, count: int) -> None:
         for _ in range(count):
             assert self.store.reading.acquire(timeout=LIMIT_S)
+
+    def ask_for_names(self) -> jobs.Message:
+        """The last message about a listing; those before it are parts of it."""
+        self._channel.send(jobs.encode({"id": 0, "op": jobs.LIST, "prefix": "", "token": None}))
+        while True:
+            data = self._channel.recv(jobs.MESSAGE_BYTES_MAX)
+            message = jobs.decode(data)
+            if "part" not in message:
+                return message
 
     def finish(self, count: int | None = None) -> None:
         """Let `count` jobs end, or all that there are."""
@@ -145,3 +155,29 @@ def test_a_system_without_threads_is_served_by_those_there_are(
         daemon.start(2)
         daemon.finish(2)
         assert fetch_threads() == 1
+
+
+LONG = "x" * jobs.MESSAGE_BYTES_MAX
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        ListPage((ObjectMeta(ObjectId(LONG, "v"), 1, 0),), (), None),
+        ListPage((ObjectMeta(ObjectId("a", LONG), 1, 0),), (), None),
+        ListPage((), (f"{LONG}/",), None),
+        ListPage((), ("\U0001f600" * 20_000,), None),
+        ListPage((), (), LONG),
+        ListPage((ObjectMeta(ID, -1, 0),), (), None),
+        ListPage((ObjectMeta(ID, 1 << 63, 0),), (), None),
+        ListPage((ObjectMeta(ID, 1, 1 << 70),), (), None),
+    ],
+    ids=["key", "etag", "prefix", "escapes", "token", "less than nothing", "huge", "time"],
+)
+def test_what_no_store_says_is_an_error_and_ends_no_worker(page: ListPage) -> None:
+    """Names beyond every length, impossible sizes and times: said as an error, in one message."""
+    with open_worker(2) as daemon:
+        daemon.store.page = page
+        assert daemon.ask_for_names()["error"]["class"] == "CorruptData"
+        daemon.store.page = ListPage((ObjectMeta(ID, 1, 0),), ("d/",), "token")
+        assert daemon.ask_for_names()["ok"] == "token"

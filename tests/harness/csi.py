@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,6 +56,10 @@ SERVICES = {
 }
 
 
+Wrap = Callable[["Node", str, list[str]], list[str]]
+"""From a node, the name of a program and its command to what is run instead."""
+
+
 class Client:
     """Calls to a plugin: `client.NodeGetInfo()`; keywords are the request's fields."""
 
@@ -92,7 +96,7 @@ class Node:
     marker: str
     environment: Mapping[str, str]
     plugin_options: tuple[str, ...]
-    mounter_command: tuple[str, ...]
+    wrap: Wrap
     plugin: subprocess.Popen[bytes] | None = None
     mounter: subprocess.Popen[bytes] | None = None
     http_ports: tuple[int, int] = (0, 0)
@@ -125,7 +129,7 @@ class Node:
     def start_plugin(self) -> None:
         """Start it; it answers by and by (`client` waits for that)."""
         self.plugin = self._spawn(
-            "plugin.log",
+            "plugin",
             [
                 *_cli("csi-plugin"),
                 f"--endpoint=unix://{self.socket}",
@@ -140,9 +144,8 @@ class Node:
     def start_mounter(self) -> None:
         """Start it, without privilege and as process 1."""
         self.mounter = self._spawn(
-            "mounter.log",
+            "mounter",
             [
-                *self.mounter_command,
                 *_cli("csi-mounter"),
                 f"--run-dir={self.run}",
                 f"--http-port={self.http_ports[1]}",
@@ -190,10 +193,10 @@ class Node:
         """The mount keys that have state."""
         return sorted(path.name for path in (self.run / "keys").iterdir())
 
-    def _spawn(self, log: str, command: Sequence[str]) -> subprocess.Popen[bytes]:
-        with (self.root / log).open("ab") as output:
+    def _spawn(self, name: str, command: list[str]) -> subprocess.Popen[bytes]:
+        with (self.root / f"{name}.log").open("ab") as output:
             return subprocess.Popen(
-                command,
+                self.wrap(self, name, command),
                 cwd=ROOT,
                 env={**self.environment, MARKER: self.marker},
                 stdin=subprocess.DEVNULL,
@@ -213,6 +216,11 @@ UNPRIVILEGED = (
 may lie in root's own folders."""
 
 
+def in_a_pid_namespace(node: Node, name: str, command: list[str]) -> list[str]:
+    """The plugin as it is; the mounter without privilege, and as process 1."""
+    return [*UNPRIVILEGED, *command] if name == "mounter" else command
+
+
 def _cli(command: str) -> list[str]:
     return [sys.executable, "-m", "fusefs.cli", command]
 
@@ -227,11 +235,16 @@ def _child_of(pid: int) -> int:
 def open_node(
     *plugin_options: str,
     environment: Mapping[str, str] | None = None,
-    mounter_command: tuple[str, ...] = UNPRIVILEGED,
+    wrap: Wrap = in_a_pid_namespace,
+    prepare: Callable[[Node], None] = lambda node: None,
+    release: Callable[[Node], None] = lambda node: None,
     http_ports: tuple[int, int] = (0, 0),
     limit_s: float = LIMIT_S,
 ) -> Iterator[Node]:
     """A node with both processes; `environment` is added to theirs.
+
+    `wrap` says how a program is run, `prepare` is called before the first and `release` after the
+    last.
 
     Afterwards: AssertionError if anything of it is left that unpublishing should have removed.
     """
@@ -240,14 +253,15 @@ def open_node(
     options = (*plugin_options, "--controller")
     full = {**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})}
     marker = uuid.uuid4().hex
-    node = Node(root, marker, full, options, mounter_command, http_ports=http_ports)
+    node = Node(root, marker, full, options, wrap, http_ports=http_ports)
     watchdog = threading.Timer(limit_s, _abort_all, [node])
     watchdog.start()
     try:
+        prepare(node)
         node.start_plugin()
         node.start_mounter()
         yield node
-        left = [row.mountpoint for row in node.our_mounts()]
+        left = [row.mountpoint for row in node.our_mounts() if row.fstype == kernel.FSTYPE]
         keys, targets = node.keys(), list((node.run / "targets").iterdir())
         if left or keys or targets:
             sys.stderr.write(node.log[-LOG_CHARACTERS:])
@@ -256,13 +270,13 @@ def open_node(
         raise
     finally:
         watchdog.cancel()
-        _take_down(node)
+        _take_down(node, release)
     assert not left, f"still mounted: {left}"
     assert not keys, f"still kept: {keys}"
     assert not targets, f"still known: {targets}"
 
 
-def _take_down(node: Node) -> None:
+def _take_down(node: Node, release: Callable[[Node], None]) -> None:
     for process in (node.plugin, node.mounter):
         if process is not None and process.poll() is None:
             process.kill()
@@ -273,6 +287,7 @@ def _take_down(node: Node) -> None:
     until = time.monotonic() + 10.0
     while (pids := marked_pids(node.marker)) and time.monotonic() < until:
         time.sleep(0.05)
+    release(node)
     shutil.rmtree(node.root)
     assert not pids, f"still running: {pids}"
 
@@ -282,7 +297,7 @@ def _abort_all(node: Node) -> None:
     for row in reversed(node.our_mounts()):
         if row.fstype == kernel.FSTYPE:
             kernel.abort_connection(row.device)
-        kernel.unmount(row.mountpoint, lazy=True)
+            kernel.unmount(row.mountpoint, lazy=True)
 
 
 def mount_capability(

@@ -26,6 +26,8 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 ACCESS_KEY = "test"
+SECOND_ACCESS_KEY = "test2"
+"""The owner's other key, with the same secret: credentials that were renewed."""
 SECRET_KEY = "testtest"
 REGION = "us-east-1"
 
@@ -151,7 +153,9 @@ def _start(directory: Path) -> tuple[subprocess.Popen[bytes], Weed]:
 def _spawn(directory: Path, ports: list[int]) -> subprocess.Popen[bytes]:
     identity = {
         "name": "owner",
-        "credentials": [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}],
+        "credentials": [
+            {"accessKey": key, "secretKey": SECRET_KEY} for key in (ACCESS_KEY, SECOND_ACCESS_KEY)
+        ],
         "actions": ["Admin", "Read", "List", "Write", "Tagging"],
     }
     (directory / "s3.json").write_text(json.dumps({"identities": [identity]}))

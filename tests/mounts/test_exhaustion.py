@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.commandline import run_fusefs
 from tests.harness.cgroup import open_cgroup, open_pids_cgroup
 from tests.harness.mounted import ROOT, Mounted, MountFailed, open_mount
 from tests.harness.weed import Weed
@@ -202,6 +203,20 @@ def test_a_full_disk_costs_the_log_and_nothing_else(folder: Path, full_disk: Pat
         told = mounted.run_cli("doctor", str(mounted.path))
         assert told.returncode == 0
         assert f"the disk of the log {log} is full" in told.stdout
+
+
+def test_a_transfer_onto_a_full_disk_is_one_sentence(folder: Path, full_disk: Path) -> None:
+    """`fusefs pull` does not even begin; `fusefs push` to a folder stops, and goes on with room."""
+    refused = run_fusefs("pull", f"file://{folder}", full_disk / "out")
+    assert refused.status == 1
+    assert "has room for 0 bytes" in refused.sentence
+    stopped = run_fusefs("push", folder, f"file://{full_disk}/pushed")
+    assert stopped.status == 1
+    assert "No space left on device" in stopped.sentence
+    (full_disk / "rest").unlink()
+    subprocess.run(["mount", "-o", "remount,size=64m", str(full_disk)], check=True)
+    assert run_fusefs("push", folder, f"file://{full_disk}/pushed").status == 0
+    assert (full_disk / "pushed/w.bin").read_bytes() == (folder / "w.bin").read_bytes()
 
 
 def test_a_log_that_cannot_be_opened_refuses_the_mount(folder: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from tests.harness.azurite import ACCOUNT, Azurite
 from tests.harness.corrupting import CorruptingWire, open_corrupting_wire
 from tests.harness.fake_gcs import FakeGcs
-from tests.harness.mounted import Mounted, open_mount, run_cli
+from tests.harness.mounted import ROOT, Mounted, MountFailed, open_mount, run_cli
 from tests.harness.redis_server import PASSWORD, open_redis
 from tests.harness.weed import Weed
 
@@ -236,6 +236,8 @@ def test_what_has_no_checksum(place: Place, azurite_environment: Azurite) -> Non
         assert mounted.status()["checksums"]["why"] is None
         assert (mounted.path / "other.bin").read_bytes() == DATA[:MIB]
         assert mounted.counters()["checksums_missing_bytes"] == MIB
+        shown = mounted.run_cli("status", str(mounted.path)).stdout
+        assert "compared, 0 times wrong, 1.0 MiB without: some files have none" in shown
         assert (
             mounted.status()["checksums"]["why"] == "some files have none: fusefs push notes them"
         )
@@ -251,3 +253,22 @@ def test_what_has_no_checksum(place: Place, azurite_environment: Azurite) -> Non
             (mounted.path / "other.bin").read_bytes()
         assert raised.value.errno == errno.EOPNOTSUPP
         assert any("push it with fusefs push" in line for line in mounted.status()["warnings"])
+
+
+def test_what_computes_checksums_must_be_there(folder: Path, tmp_path: Path) -> None:
+    """Without the packages a mount that should check does not start, and says what to install."""
+    shadow = tmp_path / "shadow" / "awscrt"
+    shadow.mkdir(parents=True)
+    (shadow / "__init__.py").write_text('raise ModuleNotFoundError("no", name="awscrt")\n')
+    environment = {"PYTHONPATH": f"{shadow.parent}:{ROOT}"}
+    source = f"file://{folder}"
+    with (
+        pytest.raises(MountFailed, match=r"pip install 'fusefs\[checksums\]'") as failed,
+        open_mount(source, *CHECK, environment=environment),
+    ):
+        pass
+    assert failed.value.status == 2
+    with open_mount(source, environment=environment) as mounted:
+        assert (mounted.path / "weights.bin").read_bytes() == DATA
+        shown = mounted.run_cli("status", str(mounted.path)).stdout
+        assert "nothing is compared: engine.checksums is off" in shown

@@ -59,3 +59,25 @@ def test_a_log_that_is_none(plain: Path, tmp_path: Path, make: object, says: str
     assert says in caught.value.stderr
     assert caught.value.stderr.count("\n") == 1
     assert caught.value.status == 2
+
+
+def test_no_key_forges_a_line(tmp_path: Path) -> None:
+    """Whatever a key holds, a message about it is one line of printable characters."""
+    source, log = tmp_path / "source", tmp_path / "fusefs.log"
+    source.mkdir()
+    name = "evil\n2026-01-01 00:00:00,000 fusefs.daemon[1] ERROR forged \x1b[2J"
+    (source / name).write_bytes(bytes(64 << 20))
+    with open_mount(
+        f"file://{source}", "--set", f"log.file={log}", warnings_expected=True
+    ) as mounted:
+        with (mounted.path / name).open("rb", buffering=0) as file:
+            assert file.read(10) == bytes(10)
+            (tmp_path / "new").write_bytes(b"new")
+            (tmp_path / "new").rename(source / name)
+            with pytest.raises(OSError, match="Stale"):
+                os.pread(file.fileno(), 10, 48 << 20)
+        kept = mounted.status()["warnings"]
+    lines = log.read_text().splitlines()
+    assert any("evil\\n2026" in line for line in lines)
+    assert all(line.isprintable() and not line.startswith("2026-01-01") for line in lines)
+    assert kept and all(line.isprintable() for line in kept)

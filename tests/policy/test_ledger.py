@@ -72,13 +72,30 @@ def test_a_block_that_comes_again_is_compared_with_itself() -> None:
     assert ledger.note(piece, whole, first, crcs[first]) == (Verdict.OPEN, 0)
     assert ledger.note(piece, whole, first, crcs[first]) == (Verdict.OPEN, 0)
     assert ledger.note(piece, whole, first, 7) == (Verdict.WRONG, 16)
+    assert ledger.known(piece, first) == 7
+    assert ledger.note(piece, whole, first, crcs[first]) == (Verdict.WRONG, 16)
     ledger.note(piece, whole, third, crcs[third])
     assert ledger.note(piece, whole, second, crcs[second]) == (Verdict.RIGHT, 40)
     assert ledger.note(piece, whole, third, crcs[third]) == (Verdict.RIGHT, 8)
     assert ledger.note(piece, whole, third, 7) == (Verdict.WRONG, 8)
-    assert ledger.parts(piece)[2] == (third, crcs[third])
-    ledger.forget(piece)
+    assert ledger.parts(piece) == [(first, crcs[first]), (second, crcs[second]), (third, 7)]
+
+
+def test_what_is_believed_is_what_blocks_are_compared_with() -> None:
+    """Once a piece's CRCs are known from elsewhere, each block is judged by its own."""
+    data = bytes(range(40))
+    piece = Extent(0, 40)
+    whole = zlib.crc32(data)
+    crcs = {part: zlib.crc32(data[part.start : part.stop]) for part in parts_of(piece)}
+    first, second, third = crcs
+    ledger = Ledger(KIND, BLOCK)
+    assert ledger.known(piece, first) is None
     assert ledger.parts(piece) == []
+    ledger.note(piece, whole, second, 9)
+    assert ledger.parts(piece) == [(first, None), (second, 9), (third, None)]
+    ledger.believe(piece, crcs)
+    assert ledger.note(piece, whole, first, crcs[first]) == (Verdict.RIGHT, 16)
+    assert ledger.note(piece, whole, third, 3) == (Verdict.WRONG, 8)
 
 
 @given(

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
 import trio
 import trio.testing
 from hypothesis import example, given
@@ -17,8 +18,10 @@ from hypothesis import strategies as st
 
 from fusefs.errors import ObjectNotFound
 from fusefs.tree.inodes import ROOT_INODE
+from fusefs.tree.listings import OBJECT_BYTES_MAX
 from fusefs.tree.names import name_of
 from fusefs.tree.tree import Tree
+from tests.conftest import ExpectedWarnings
 from tests.tree.simulated import SimulatedBucket, make_tree
 
 segments = st.one_of(
@@ -142,3 +145,19 @@ def test_every_file_has_an_inode_of_its_own(bucket: set[str]) -> None:
         assert await numbers() == first
 
     _run(check)
+
+
+async def test_an_object_of_exabytes_is_hidden(
+    autojump_clock: trio.testing.MockClock, expect_warning: ExpectedWarnings
+) -> None:
+    """In listings and when it is asked for by name: it would take memory, and cannot be."""
+    expect_warning("huge")
+    for page_keys in (1000, 1):  # 1: the directory is big, and names are asked for one by one
+        bucket = SimulatedBucket(["a", "b"], page_keys)
+        bucket.put("huge", size=OBJECT_BYTES_MAX + 1)
+        bucket.put("large", size=OBJECT_BYTES_MAX)
+        tree = make_tree(bucket)
+        with pytest.raises(ObjectNotFound):
+            await tree.lookup(ROOT_INODE, b"huge")
+        assert (await tree.lookup(ROOT_INODE, b"large")).meta == bucket.objects["large"]
+        assert b"huge" not in {entry.name for entry in await tree.listing(ROOT_INODE)}
