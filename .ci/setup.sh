@@ -34,6 +34,7 @@ case $group in
     test)
         need "nginx-light libnginx-mod-http-lua" nginx_lua
         need "redis-server" command -v redis-server
+        need "runc" command -v runc # runs the containers of a Kubernetes node
         need "openssl" command -v openssl # makes the certificate of the TLS tests
         # The Azure server of the tests runs on Node 18 and later, and is installed by npm.
         need "nodejs" command -v node

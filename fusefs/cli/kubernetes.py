@@ -85,7 +85,8 @@ def _plugin(arguments: argparse.Namespace) -> int:
         Options(
             arguments.endpoint,
             arguments.node_id,
-            Places(driver, arguments.kubelet_dir.absolute(), arguments.run_dir.absolute()),
+            # Kubelet's folder may be a link: what is mounted below it has the name behind it.
+            Places(driver, arguments.kubelet_dir.resolve(), arguments.run_dir.absolute()),
             Rules(arguments.allow_driver_identity, arguments.file_root, _defaults()),
             arguments.mounter_uid,
             arguments.controller,

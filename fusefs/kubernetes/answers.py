@@ -19,7 +19,6 @@ from fusefs.errors import (
     ConfigError,
     FusefsError,
     ObjectNotFound,
-    StoreTimeout,
     StoreUnavailable,
     Unsupported,
 )
@@ -42,7 +41,6 @@ CODES: tuple[tuple[type[FusefsError], grpc.StatusCode, str], ...] = (
     (Unauthenticated, grpc.StatusCode.UNAUTHENTICATED, "the volume came without credentials"),
     (AccessDenied, grpc.StatusCode.PERMISSION_DENIED, "the store refused the credentials"),
     (ObjectNotFound, grpc.StatusCode.NOT_FOUND, "the bucket or prefix does not exist"),
-    (StoreTimeout, grpc.StatusCode.DEADLINE_EXCEEDED, "the store did not answer in time"),
     (StoreUnavailable, grpc.StatusCode.UNAVAILABLE, "the store or the mounter cannot be reached"),
     (Unsupported, grpc.StatusCode.FAILED_PRECONDITION, "the volume is asked for what it cannot do"),
     (TargetUnusable, grpc.StatusCode.FAILED_PRECONDITION, "the target is in the way"),

@@ -69,6 +69,7 @@ ENDPOINTS = frozenset({"s3.endpoint_url", "gcs.endpoint_url", "azure.endpoint_ur
 
 _NOT_A_VOLUMES = {
     "mount.allow_other": "pods of other users must be able to read",
+    "mount.grace_s": "its mount ends with the last pod that shows it",
     "log.level": "it is the driver's",
     "log.file": "it is the driver's",
     "s3.profile": "it would name a profile of the driver's own files",

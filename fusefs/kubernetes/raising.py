@@ -56,7 +56,7 @@ class Raiser:
 
         def bind_listener() -> None:
             try:
-                bound.append(estate.with_listener(bind_socket(mountpoint).detach(), ""))
+                bound.append(estate.with_listener(_bind(mountpoint), ""))
             except OSError as error:
                 log.warning("the mount %s has no socket for hints: %s", record.key, error)
                 bound.append(estate.with_listener(None, f"binding it failed: {error}"))
@@ -82,3 +82,12 @@ class Raiser:
                 os.rmdir(mountpoint)
         except OSError as error:
             log.warning("cannot take down %s: %s", mountpoint, error.strerror)
+
+
+def _bind(mountpoint: str) -> int:
+    """The listening socket in the mount. Raises OSError."""
+    root_fd = os.open(mountpoint, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return bind_socket(root_fd).detach()
+    finally:
+        os.close(root_fd)

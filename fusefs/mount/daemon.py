@@ -311,7 +311,7 @@ class Daemon:
         """Show the keeper that this loop goes round, and leave the counters to who comes next."""
         while True:
             self._vitals.beat()
-            self._vitals.write_counters(self._counters.snapshot())
+            self._vitals.write_counters(self._counters.snapshot() | self._tree.known())
             await trio.sleep(BEAT_S)
 
     def _tune(self) -> None:

@@ -68,7 +68,7 @@ class Inodes:
     What the kernel knows is in the journal, if there is one, before the kernel is told. Opens are
     not: an inode that is open is one that the kernel knows.
 
-    The mutable state of Inodes is `_live`.
+    The mutable state of Inodes is `_live`, and how many objects and bytes that is.
     INVARIANT: the root is in it; every other entry in it has lookups > 0 or opens > 0; an entry
     outside has neither.
     INVARIANT: of one version at most one entry is live, and who asks for that version gets it.
@@ -78,9 +78,14 @@ class Inodes:
         self._journal = journal
         root = Entry(inode=ROOT_INODE, parent=ROOT_INODE, name=b"", key=prefix, meta=None)
         self._live: dict[int, Entry] = {ROOT_INODE: root}
+        self._objects, self._bytes = 0, 0
 
     def __len__(self) -> int:
         return len(self._live)
+
+    def known(self) -> dict[str, int]:
+        """What is alive, as figures: `known_objects` and `known_bytes`, the sum of their sizes."""
+        return {"known_objects": self._objects, "known_bytes": self._bytes}
 
     def restore(self) -> None:
         """Take over what the journal says that the kernel knows. Before anything is asked."""
@@ -93,6 +98,7 @@ class Inodes:
             self._live[row.inode] = Entry(
                 row.inode, row.parent, row.name, row.key, meta, lookups, place=place
             )
+            self._count(self._live[row.inode], 1)
 
     def get(self, inode: int) -> Entry:
         """The live entry. Raises `ObjectChanged` (ESTALE: the kernel looks the name up anew)."""
@@ -136,6 +142,8 @@ class Inodes:
         Raises `InternalError` if its number now belongs to another live entry: a 64-bit collision
         that arose after `entry` was made. To fail that name is the one safe answer.
         """
+        if entry.inode not in self._live:
+            self._count(entry, 1)
         live = self._live.setdefault(entry.inode, entry)
         if not _same(live, entry):
             raise InternalError(f"{entry.key!r} and {live.key!r} have the same inode number")
@@ -204,6 +212,12 @@ class Inodes:
     def _drop_unused(self, entry: Entry) -> None:
         if not entry.lookups and not entry.opens and entry.inode != ROOT_INODE:
             del self._live[entry.inode]
+            self._count(entry, -1)
+
+    def _count(self, entry: Entry, n: int) -> None:
+        if entry.meta is not None:
+            self._objects += n
+            self._bytes += n * entry.meta.size
 
 
 def _same(one: Entry, other: Entry) -> bool:

@@ -84,6 +84,10 @@ class Tree:
         """Know again what the kernel knows, from the journal. Asks no store."""
         self._inodes.restore()
 
+    def known(self) -> dict[str, int]:
+        """How many objects the kernel knows, and the sum of their sizes."""
+        return self._inodes.known()
+
     def get(self, inode: int) -> Entry:
         """The live entry. Raises `ObjectChanged` (ESTALE) if the inode is unknown."""
         return self._inodes.get(inode)

@@ -42,8 +42,8 @@ _SETTINGS = """\
 ## Settings
 
 Every name with a dot is a setting of [the configuration](../configuration.md), written as there; so
-is `name=value` in `mountOptions`. Settings that a volume cannot make: `mount.allow_other`, `log.*`,
-`s3.profile`, `redis.ca_file`.
+is `name=value` in `mountOptions`. Settings that a volume cannot make: `mount.allow_other`,
+`mount.grace_s`, `log.*`, `s3.profile`, `redis.ca_file`.
 """
 
 _CODES = """\
@@ -67,6 +67,7 @@ def attributes_page() -> str:
     ]
     parts += [_CODES, "\n| code | when |\n|---|---|\n"]
     parts += [f"| {code.name} | {when} |\n" for _, code, when in CODES]
+    parts.append("| DEADLINE_EXCEEDED | the caller's time was up before an answer |\n")
     parts.append("| ABORTED | another call is at work on the same target |\n")
     return "".join(parts)
 

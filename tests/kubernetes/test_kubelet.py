@@ -7,6 +7,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -210,19 +211,20 @@ def test_publishes_are_repeated_while_the_store_is_down_and_processes_end(
         assert Path(target, "model.bin").read_bytes() == CONTENT
         mounted = [row.device for row in node.our_mounts()]
     # From here on there is no store.
-    for accident in (
-        lambda: None,
-        lambda: _restart(node, "plugin"),
-        lambda: _restart(node, "mounter"),
-    ):
-        accident()
-        before = kubelet.repeated
-        wait_until(lambda before=before: kubelet.repeated >= before + 5)
+    for ended in ((), ("plugin",), ("mounter",)):
+        for name in ended:
+            _restart(node, name)
+        enough = kubelet.repeated + 5
+        wait_until(partial(_has_repeated, kubelet, enough))
     assert [row.device for row in node.our_mounts()] == mounted
     assert kubelet.final == []
     kubelet.stop(pod)
     assert node.our_mounts() == []
     assert node.keys() == []
+
+
+def _has_repeated(kubelet: Kubelet, times: int) -> bool:
+    return kubelet.repeated >= times
 
 
 def _restart(node: Node, name: str) -> None:

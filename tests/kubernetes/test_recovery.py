@@ -134,7 +134,7 @@ def is_served(node: Node) -> bool:
 
 
 def _condition(client: Client, target: str) -> Any:
-    ask = {"volume_id": "v", "volume_path": target}
+    ask: dict[str, Any] = {"volume_id": "v", "volume_path": target}
     return client.call("NodeGetVolumeStats", **ask).volume_condition
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from tests.kubernetes.conftest import CONTENT
 
 IDEMPOTENT = 10
 """How often csi-sanity repeats a call that must be idempotent (IdempotentCount)."""
+
+WRITTEN_S = 20.0
+"""A daemon writes its figures down once a second, and a busy machine makes it late."""
 
 SIZE = 10 << 30
 """TestVolumeSize."""
@@ -218,8 +222,15 @@ def test_stats_at_a_wrong_path_are_not_found(client: Client, volume: Any, publis
 
 
 def test_stats_come_from_memory(client: Client, volume: Any, published: str) -> None:
-    """NodeGetVolumeStats has usage in bytes and inodes, nothing available, and no trouble."""
-    stats = client.call("NodeGetVolumeStats", volume_id=volume.volume_id, volume_path=published)
+    """NodeGetVolumeStats has the sizes of what is known, nothing available, and no trouble."""
+    os.stat(f"{published}/model.bin")
+    until = time.monotonic() + WRITTEN_S
+    while True:
+        stats = client.call("NodeGetVolumeStats", volume_id=volume.volume_id, volume_path=published)
+        if stats.usage[0].used or time.monotonic() > until:
+            break
+        time.sleep(0.1)
+    assert [usage.used for usage in stats.usage] == [len(CONTENT), 1]
     assert [usage.unit for usage in stats.usage] == [1, 2]
     assert [usage.available for usage in stats.usage] == [0, 0]
     assert all(usage.total == usage.used for usage in stats.usage)
