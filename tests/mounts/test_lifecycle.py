@@ -57,6 +57,7 @@ exec setpriv --reuid 1000 --regid 1000 --clear-groups --inh-caps +dac_read_searc
         "$@" mount "file://$PLAIN" "$MOUNTPOINT"
         "$1" -c "$COMPARE_MAPPED" "$MOUNTPOINT/big.bin" "$PLAIN/big.bin"
         "$1" -c "$ASK" "$MOUNTPOINT"
+        "$1" -c "$KILL" "$MOUNTPOINT"
         cmp "$MOUNTPOINT/big.bin" "$PLAIN/big.bin"
         "$@" status "$MOUNTPOINT" --json
         "$@" umount "$MOUNTPOINT"
@@ -71,6 +72,12 @@ answer = json.loads(os.getxattr(sys.argv[1], "user.fusefs.socket"))
 assert answer["socket"] is None and "root" in answer["why"], answer
 assert not os.path.exists(sys.argv[1] + "/.fusefs/socket")
 assert json.loads(os.getxattr(sys.argv[1] + "/big.bin", "user.fusefs.prefetch"))["planned"]
+"""
+
+
+KILL = """
+import json, os, signal, sys
+os.kill(json.loads(os.getxattr(sys.argv[1], "user.fusefs.stats"))["pids"]["daemon"], signal.SIGKILL)
 """
 
 
@@ -93,7 +100,8 @@ def home() -> Iterator[Path]:
 def test_an_ordinary_user_can_mount_read_and_unmount(plain: Path, home: Path) -> None:
     """Through fusermount3, without root: right bytes, mapped too; status says what was not set.
 
-    Nobody can bind the hints' socket there, which is said; the verbs work.
+    Nobody can bind the hints' socket there, which is said; the verbs work. And it outlives its
+    daemon.
 
     The user has one capability, to read files anywhere: the interpreter may lie in root's home.
     """
@@ -109,6 +117,7 @@ def test_an_ordinary_user_can_mount_read_and_unmount(plain: Path, home: Path) ->
         "MOUNTPOINT": str(mountpoint),
         "COMPARE_MAPPED": COMPARE_MAPPED,
         "ASK": ASK,
+        "KILL": KILL,
     }
     done = subprocess.run(
         ["unshare", "--mount", "sh", "-c", UNPRIVILEGED, "sh", str(home), *cli_command()],
@@ -121,6 +130,7 @@ def test_an_ordinary_user_can_mount_read_and_unmount(plain: Path, home: Path) ->
     )
     assert done.returncode == 0, done.stderr
     status = json.loads(done.stdout[done.stdout.index("{") :])
+    assert status["restarts"] == 1
     counters = status["counters"]
     # What was pushed is read without a READ, but for the pages that a READ brought first.
     assert counters["bytes_read"] + counters["bytes_pushed"] >= (plain / "big.bin").stat().st_size
