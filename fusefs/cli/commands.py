@@ -227,7 +227,8 @@ def _umount(arguments: argparse.Namespace) -> int:
         if not arguments.lazy and not wait_ended(processes, END_TIMEOUT_S):
             raise FusefsError(
                 f"{mountpoint} is unmounted, but some of its processes still run after"
-                f" {END_TIMEOUT_S:.0f} s"
+                f" {END_TIMEOUT_S:.0f} s: something still holds it, another mount namespace"
+                f" perhaps; fusefs doctor {mountpoint} tells who"
             )
     return 0
 

@@ -203,6 +203,23 @@ def test_a_detached_mount_is_found_by_its_processes(mounted: Mounted) -> None:
         assert "still has the processes" in said["findings"][0]["sentence"]
 
 
+def test_a_mount_held_by_another_namespace_is_told(mounted: Mounted) -> None:
+    """A container that was started meanwhile has a copy, which keeps the mount alive."""
+    command = ["unshare", "--mount", "sh", "-c", "echo ready; exec cat"]
+    container = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert container.stdout is not None
+        assert container.stdout.readline() == b"ready\n"
+        kernel.unmount(str(mounted.path))
+        said = doctor(mounted.path)
+    finally:
+        container.communicate()
+    assert names(said) == ["not-mounted"]
+    users = {user["pid"]: user["how"] for user in said["evidence"]["users"]}
+    assert users[container.pid] == "mount namespace"
+    assert f"{container.pid} (mount namespace)" in said["findings"][0]["sentence"]
+
+
 def test_a_store_that_is_gone_is_found(weed: Weed, bucket: str) -> None:
     """Asked with the mount's own settings: the caller's environment knows nothing of them."""
     weed.client().put_object(Bucket=bucket, Key="w", Body=b"x")
