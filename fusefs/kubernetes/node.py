@@ -83,12 +83,14 @@ class Node:
         with self._alone_on(asked.path):
             rows = mounts.rows_at(asked.path, kernel.mount_rows())
             known = self._records.target(asked.path)
-            if rows and (known is None or rows[-1].fstype != kernel.FSTYPE):
+            if rows and rows[-1].fstype != kernel.FSTYPE:
                 raise mounts.TargetOccupied(
                     f"{rows[-1].fstype} is mounted at the target {asked.path}: unmount it"
                 )
             if rows and known is not None:
                 self._republish(asked, known)
+            elif rows:  # ours, and what was known of it is lost: it may be dead, so over it
+                self._show_again(asked, *self._read(asked))
             else:
                 self._publish(asked, time.monotonic() + _time_left(context))
         return csi("NodePublishVolumeResponse")()

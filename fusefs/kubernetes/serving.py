@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
-from fusefs.errors import FusefsError, StoreUnavailable, from_wire
+from fusefs.errors import ConfigError, FusefsError, StoreUnavailable, from_wire
 from fusefs.kubernetes.records import Record, read_record
 from fusefs.kubernetes.surroundings import environment_for
 from fusefs.mount import kernel
@@ -110,6 +110,7 @@ class Serving:
 
     def _start(self) -> None:
         """Raises FusefsError or OSError; then no process is left."""
+        _check_folder(self._record.source)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         report_end, keepers_end = os.pipe()
         job_fd = os.memfd_create("fusefs-job")
@@ -197,6 +198,19 @@ class Serving:
         if self._link is not None:
             self._link.close()
             self._link = None
+
+
+def _check_folder(source: str) -> None:
+    """Refuse a folder behind a symbolic link. Raises ConfigError.
+
+    Plugins allow folders below one root. Who may write there could make a link that leads to
+    what this process alone may read: other volumes' credentials.
+    """
+    scheme, _, path = source.partition("://")
+    if scheme == "file" and os.path.realpath(path) != os.path.normpath(path):
+        raise ConfigError(
+            f"the source {source} leads through a symbolic link: name the folder behind it"
+        )
 
 
 def _check(line: bytes | None) -> None:

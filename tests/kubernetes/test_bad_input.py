@@ -94,6 +94,21 @@ def test_a_source_that_is_not_there_is_not_found(
     assert node.keys() == []
 
 
+def test_a_source_behind_a_link_is_refused(node: Node, client: Client, model: Path) -> None:
+    """A link below the allowed folder leads nowhere else: not to other volumes' credentials."""
+    link = model / "link"
+    link.symlink_to(node.run / "keys")
+    try:
+        attributes = {"source": f"file://{link}"}
+        code, sentence = client.refusal("NodePublishVolume", **_publish(node.target(), attributes))
+    finally:
+        link.unlink()
+    assert code is Code.INVALID_ARGUMENT
+    assert "symbolic link" in sentence
+    assert node.our_mounts() == []
+    assert node.keys() == []
+
+
 def test_a_file_at_the_target_is_refused(
     node: Node, client: Client, attributes: dict[str, str]
 ) -> None:

@@ -197,6 +197,18 @@ def test_when_both_end_at_once_the_next_publish_mounts_again(node: Node, big: Pa
             assert not _condition(client, target).abnormal
 
 
+def test_a_target_of_which_nothing_is_known_is_shown_again(node: Node, big: Path) -> None:
+    """A mounted target whose record is lost is published over, and goes whole."""
+    with published(node, big) as target:
+        for record in (node.run / "targets").iterdir():
+            record.unlink()
+        with node.client() as client:
+            for _ in range(2):
+                client.call("NodePublishVolume", **publish(target, big))
+            assert Path(target, "model.bin").read_bytes() == CONTENT
+            assert not _condition(client, target).abnormal
+
+
 def test_the_hints_socket_works_through_the_target(node: Node, big: Path) -> None:
     """A container that gets the volume finds the socket in it, also after the daemon was killed."""
     import json
