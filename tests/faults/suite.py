@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import tempfile
 import traceback
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -43,8 +44,9 @@ class Place:
 
     def new_folder(self, fault: Fault) -> Path:
         """A folder for one run; its name is good for a bucket."""
-        self.folder.mkdir(exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=f"{fault.name}-", dir=self.folder))
+        folder = self.folder / f"{fault.name}-{uuid.uuid4().hex[:12]}"
+        folder.mkdir(parents=True)
+        return folder
 
 
 @contextmanager
@@ -83,7 +85,7 @@ def _run(fault: Fault, place: Place, is_long: bool) -> Outcome:
         if fault.by_name:
             return run_apart(fault, place.weed, place.model, folder, lasts_s)
         if fault.scheme == "s3":
-            shop = open_bucket(place.weed, folder.name.lower(), place.model, folder)
+            shop = open_bucket(place.weed, folder.name, place.model, folder)
         else:
             shop = place.shops[fault.scheme]
         return run_fault(fault, shop, place.model, folder, lasts_s)
