@@ -16,7 +16,6 @@ import pytest
 
 from tests.harness.mounted import ROOT, Mounted, open_mount, wait_ended
 from tests.hints.client import connect, inode
-from tests.mounts.test_changes import wait_until
 
 
 def find(mounted: Mounted) -> dict[str, object]:
