@@ -38,6 +38,7 @@ from fusefs.engine.privileges import hide_memory
 from fusefs.errors import ConfigError, FusefsError
 from fusefs.mount import kernel
 from fusefs.store.source import parse_source
+from fusefs.telemetry.log import check_log_file
 
 END_TIMEOUT_S = 10.0
 """After an unmount the daemon has nothing left to do; a worker may wait for the network."""
@@ -175,6 +176,7 @@ def _checked_job(arguments: argparse.Namespace) -> dict[str, Any]:
     check_apart(source, mountpoint)
     check_log(config.log.file)
     check_fuse(os.geteuid() == 0)
+    check_log_file(config.log.file)
     return {
         "source": source.text,
         "mountpoint": mountpoint,
@@ -225,7 +227,8 @@ def _umount(arguments: argparse.Namespace) -> int:
         if not arguments.lazy and not wait_ended(processes, END_TIMEOUT_S):
             raise FusefsError(
                 f"{mountpoint} is unmounted, but some of its processes still run after"
-                f" {END_TIMEOUT_S:.0f} s"
+                f" {END_TIMEOUT_S:.0f} s: something still holds it, another mount namespace"
+                f" perhaps; fusefs doctor {mountpoint} tells who"
             )
     return 0
 

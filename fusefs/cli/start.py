@@ -92,13 +92,22 @@ def mount_in_front(
     with _relayed_signals() as relay:
         process = _start(job, keeper, relay, timeout_s)
         ready()
-        status = process.wait()
+        status = _wait(process)
     if status != 0:
         _remove_dead_mount(job["mountpoint"])
     if status < 0:
         raise StartFailed(f"the mount's keeper was killed by {signal.Signals(-status).name}")
     if status > 0:
         raise StartFailed("the mount ended with an error; the log says more", status)
+
+
+def _wait(keeper: subprocess.Popen[bytes]) -> int:
+    """Wait for the keeper; as process 1 of a container also for what others left to it."""
+    while True:
+        pid, status = os.wait()
+        if pid == keeper.pid:
+            keeper.returncode = os.waitstatus_to_exitcode(status)
+            return keeper.returncode
 
 
 def _start(

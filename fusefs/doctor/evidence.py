@@ -14,6 +14,9 @@ from fusefs.mount.kernel import MountRow
 KEEPER, DAEMON, SPAWNER, FETCH, PUSH = "keeper", "daemon", "spawner", "fetch", "push"
 """The processes of a mount, by what stands behind "fusefs-" in ps and top."""
 
+NAMESPACE = "mount namespace"
+"""How a process uses a mount that it only sees: it keeps it alive."""
+
 SHARED_MEMORY = "/dev/shm"  # noqa: S108 - looked at, never written
 
 
@@ -29,6 +32,7 @@ class Process:
     parent: int
     state: str
     uid: int | None = None
+    gid: int | None = None
     waits: str | None = None
     stack: tuple[str, ...] = ()
     descriptors: int | None = None
@@ -47,7 +51,7 @@ class Connection:
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """A process that uses the mount, and how: "open file", "mapped file", "working directory"."""
+    """A process that uses the mount, and how: an open or a mapped file, a working directory."""
 
     pid: int
     name: str

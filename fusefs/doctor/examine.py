@@ -43,11 +43,21 @@ def examine(mountpoint: str) -> Evidence:
     row = find_mount(mountpoint)
     ours = row is None or row.fstype == FSTYPE
     found = find_processes(mountpoint, row) if ours else Found((), None, 0)
-    if row is None or not ours:
-        return Evidence(mountpoint, row, processes=found.processes, own_version=fusefs.__version__)
     began = time.monotonic()
+    if row is None or not ours:
+        users = None
+        if found.device:  # detached, and still held
+            child = start_child("fusefs.doctor.find_users", [found.device], b"")
+            users = _users(child, began + LOOK_TIMEOUT_S)
+        return Evidence(
+            mountpoint,
+            row,
+            processes=found.processes,
+            users=users,
+            own_version=fusefs.__version__,
+        )
     store = _ask_store(found)
-    users = start_child("fusefs.doctor.find_users", [row.device], b"")
+    user_child = start_child("fusefs.doctor.find_users", [row.device], b"")
     rooms = start_child("fusefs.doctor.measure_room", _places(found.job), b"")
     answer = ask_mount(mountpoint)
     return Evidence(
@@ -57,7 +67,7 @@ def examine(mountpoint: str) -> Evidence:
         _connection(row),
         found.processes,
         found.hidden,
-        _users(users, began + LOOK_TIMEOUT_S),
+        _users(user_child, began + LOOK_TIMEOUT_S),
         _store_answer(store, began + STORE_TIMEOUT_S),
         _memory(found),
         tuple(Room(**each) for each in _lines(rooms, began + LOOK_TIMEOUT_S)),
@@ -75,21 +85,22 @@ def _ask_store(found: Found) -> subprocess.Popen[bytes] | None:
     for process in sorted(served, key=lambda process: process.role == KEEPER):
         try:
             text = Path(f"/proc/{process.pid}/environ").read_bytes()
-            owner = Path(f"/proc/{process.pid}").stat()
         except OSError:
             continue
-        if found.job is None or not text:  # a zombie's is empty
+        if found.job is None or process.uid is None or not text:  # a zombie's is empty
             continue
         pairs = (pair.partition(b"=") for pair in text.split(b"\0") if b"=" in pair)
         environment = {os.fsdecode(name): os.fsdecode(value) for name, _, value in pairs}
-        is_other = os.geteuid() == 0 and owner.st_uid != 0
+        is_other = process.uid != os.geteuid()
         circumstances = Circumstances(
             environment,
-            owner.st_uid if is_other else None,
-            owner.st_gid if is_other else None,
+            process.uid if is_other else None,
+            process.gid if is_other else None,
         )
         asked = {"source": found.job["source"], "config": found.job["config"]}
-        return start_child("fusefs.doctor.ask_store", [], json.dumps(asked).encode(), circumstances)
+        question = json.dumps(asked).encode()
+        with contextlib.suppress(OSError):  # that user may not run this Python
+            return start_child("fusefs.doctor.ask_store", [], question, circumstances)
     return None
 
 

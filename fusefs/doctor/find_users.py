@@ -13,7 +13,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from fusefs.doctor.evidence import NAMESPACE
 from fusefs.mount.kernel import device_mounts
+
+_told = {os.readlink("/proc/self/ns/mnt")}
+"""Namespaces that were told already; our own is no news."""
 
 FOUND_MAX = 100
 """Users told: of a crowd the first are enough."""
@@ -23,7 +27,7 @@ def main(device: str) -> None:
     """Write a line for each process, as it is found."""
     seen: set[int] = set()
     pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
-    for look in (_handles, _mappings):
+    for look in (_handles, _mappings, _namespaces):
         for pid in pids:
             if pid in seen or len(seen) >= FOUND_MAX:
                 continue
@@ -55,6 +59,14 @@ def _handles(pid: int, device: str) -> Iterator[str]:
         place = os.readlink(f"/proc/{pid}/{link}")
         if any(place == at or place.startswith(f"{at}/") for at in mounts.values()):
             yield how
+
+
+def _namespaces(pid: int, device: str) -> Iterator[str]:
+    """Other mount namespaces: a copy of the mount in one keeps it alive when ours is gone."""
+    namespace = os.readlink(f"/proc/{pid}/ns/mnt")
+    if namespace not in _told and device_mounts(Path(f"/proc/{pid}/mountinfo"), device):
+        _told.add(namespace)
+        yield NAMESPACE
 
 
 def _mappings(pid: int, device: str) -> Iterator[str]:

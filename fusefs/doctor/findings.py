@@ -101,9 +101,10 @@ def mounted(evidence: Evidence) -> Iterator[Finding]:
     at, row = evidence.mountpoint, evidence.row
     if row is None:
         left = " ".join(str(process.pid) for process in evidence.processes)
+        held = ", ".join(f"{user.name} {user.pid} ({user.how})" for user in evidence.users or ())
         detached = (
             f"; a mount that was detached from it still has the processes {left}, which end with"
-            " the last user of its files" if left else ""
+            f" its last user: {held or 'nobody that can be seen'}" if left else ""
         )  # fmt: skip
         yield _sick(
             "not-mounted",

@@ -29,12 +29,14 @@ _STACK_LINES = 4
 class Found:
     """Processes of one mount, and the job it was started with if it could be read.
 
-    `hidden` is how many processes of some mount we may not look into.
+    `hidden` is how many processes of some mount we may not look into; `device` is the connection's
+    that they serve, "" if that is not known.
     """
 
     processes: tuple[Process, ...]
     job: dict[str, Any] | None
     hidden: int
+    device: str = ""
 
 
 @dataclass(slots=True)
@@ -59,7 +61,9 @@ def find_processes(mountpoint: str, row: MountRow | None, proc: Path = Path("/pr
         ours |= more
     processes = tuple(each.process for each in candidates if each.process.pid in ours)
     hidden = sum(each.is_hidden and each.process.pid not in ours for each in candidates)
-    return Found(processes, next((each.job for each in heads if each.job), None), hidden)
+    numbers = [number for each in heads for number in each.connections]
+    device = f"0:{numbers[0]}" if numbers else ""
+    return Found(processes, next((each.job for each in heads if each.job), None), hidden, device)
 
 
 def _candidates(proc: Path) -> Iterator[_Candidate]:
@@ -131,7 +135,8 @@ def _process(directory: Path, role: str) -> Process:
         int(directory.name),
         int(fields[1]),
         state,
-        _uid(directory),
+        _identity(directory, "Uid:"),
+        _identity(directory, "Gid:"),
         _text(directory / "wchan"),
         stack,
         _count(directory / "fd"),
@@ -144,9 +149,10 @@ def _stack(task: Path) -> tuple[str, ...]:
     return tuple(line.partition("] ")[2] for line in lines[:_STACK_LINES])
 
 
-def _uid(directory: Path) -> int | None:
+def _identity(directory: Path, name: str) -> int | None:
+    """The effective user or group. Not the owner of the folder below /proc, which may be root."""
     for line in (_text(directory / "status") or "").splitlines():
-        if line.startswith("Uid:"):
+        if line.startswith(name):
             return int(line.split()[2])
     return None
 

@@ -367,7 +367,7 @@ class Fetcher:
         file = blocks[0].file
         for block in blocks:
             self._slots.forget(block, error)
-        if file.changed is not None or file.is_wrong:
+        if file.changed is not None:
             return
         file.plan.want_again(blocks[0].index, blocks[-1].index + 1 - blocks[0].index)
         if not self._pace.is_set_back:

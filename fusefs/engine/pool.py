@@ -12,7 +12,6 @@ import logging
 import os
 import signal
 import socket
-import struct
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,7 +20,8 @@ from typing import Any
 import trio
 
 from fusefs.engine import jobs
-from fusefs.engine.beginnings import CannotStart, channel_pair, start_module
+from fusefs.engine.beginnings import CannotStart
+from fusefs.engine.forking import Forked, Spawner, Started, fork_worker, start_spawner
 from fusefs.errors import FusefsError, InternalError, StoreUnavailable, from_wire
 from fusefs.telemetry.counters import Counters
 
@@ -32,12 +32,6 @@ CALL_ATTEMPTS_MAX = 3
 
 RESPAWN_PAUSE_S = 0.5
 """Between deaths of workers: a crash loop must not burn a core."""
-
-START_TIMEOUT_S = 25.0
-"""For a spawner to import its SDK, 1 s; the keeper waits 30 s for all of a start."""
-
-FORK_TIMEOUT_S = 10.0
-"""A spawner forks in milliseconds. One that is stopped, or hangs, is replaced."""
 
 SILENT_S = 150.0
 """A worker that owes answers and says nothing at all for so long is stopped, or hangs: a store is
@@ -83,46 +77,6 @@ class _Worker:
         os.close(self.process)
 
 
-@dataclass(frozen=True, slots=True)
-class Started:
-    """A spawner that was started, whoever did: its pid, and our end of its control socket."""
-
-    pid: int
-    control: socket.socket
-
-
-@dataclass(frozen=True, slots=True)
-class _Spawner:
-    """The process that forks workers, and what it takes to start it again.
-
-    `pidfd` tells when it ends; `process` is there if we started it, and is to be reaped by us.
-    """
-
-    pid: int
-    pidfd: int
-    control: trio.socket.SocketType
-    arena_fd: int
-    job_fd: int
-    process: trio.Process | None
-
-    async def wait(self) -> None:
-        """Return once it has ended."""
-        await trio.lowlevel.wait_readable(self.pidfd)
-        if self.process is not None:
-            await self.process.wait()
-
-    async def end(self) -> None:
-        """Kill it, whatever it is doing, and return once it is gone."""
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
-        await self.wait()
-
-    def close(self) -> None:
-        """It has ended, and is forgotten."""
-        self.control.close()
-        os.close(self.pidfd)
-
-
 class Pool:
     """The workers of one mount.
 
@@ -139,7 +93,7 @@ class Pool:
         self._waiting: deque[_Call] = deque()
         self._next_job = 0
         self._fork_lock = trio.Lock()
-        self._spawner: _Spawner | None = None
+        self._spawner: Spawner | None = None
 
     @property
     def pids(self) -> list[int]:
@@ -166,12 +120,12 @@ class Pool:
 
         Raises what the store's adapter says of its settings, and CannotStart.
         """
-        self._spawner = await _start_spawner(arena_fd, job_fd, started)
+        self._spawner = await start_spawner(arena_fd, job_fd, started)
         for _ in range(self._wanted):
-            worker = await _fork_worker(self._spawner, self._threads)
-            if worker is None:
+            forked = await fork_worker(self._spawner, self._threads)
+            if forked is None:
                 raise InternalError("the worker spawner died at once; see the log")
-            self._workers.append(worker)
+            self._workers.append(self._adopt(forked))
 
     async def start_anyhow(self, arena_fd: int, job_fd: int, started: Started) -> None:
         """Like `start`, for as long as it takes: readers wait already, whatever is wrong."""
@@ -249,6 +203,10 @@ class Pool:
             job = self.new_job()
             self._send(self._least_busy(), job, {"id": job, **call.message}, call)
 
+    def _adopt(self, forked: Forked) -> _Worker:
+        now = trio.current_time()
+        return _Worker(forked.pid, forked.channel, self._threads, forked.process, now)
+
     async def _spawn(self) -> _Worker:
         """A new worker, however long it takes: readers wait, and have their own deadline."""
         told = ""
@@ -256,14 +214,14 @@ class Pool:
             async with self._fork_lock:  # one question at a time on the control socket
                 assert self._spawner is not None
                 try:
-                    worker = await _fork_worker(self._spawner, self._threads)
+                    forked = await fork_worker(self._spawner, self._threads)
                 except CannotStart as error:
                     if str(error) != told:
                         told = str(error)
                         log.error("no worker can be started: %s", error)  # noqa: TRY400
                 else:
-                    if worker is not None:
-                        return worker
+                    if forked is not None:
+                        return self._adopt(forked)
                     await self._restart_spawner(self._spawner)
                     continue
             await trio.sleep(RESPAWN_PAUSE_S)
@@ -294,11 +252,11 @@ class Pool:
                 if self._spawner is spawner:
                     await self._restart_spawner(spawner)
 
-    async def _restart_spawner(self, dead: _Spawner) -> None:
+    async def _restart_spawner(self, dead: Spawner) -> None:
         log.warning("the worker spawner died; starting it again")
         await dead.end()  # one that hangs would be waited for in vain
         try:
-            self._spawner = await _start_spawner(dead.arena_fd, dead.job_fd)
+            self._spawner = await start_spawner(dead.arena_fd, dead.job_fd)
             dead.close()
         except FusefsError as error:
             log.error("the worker spawner does not start: %s", error)  # noqa: TRY400 - a sentence
@@ -374,60 +332,3 @@ class Pool:
             call.result = message.get("ok")
             call.done.set()
         return last
-
-
-async def _start_spawner(arena_fd: int, job_fd: int, started: Started | None = None) -> _Spawner:
-    process = None
-    if started is None:
-        ours, process = await start_module("fusefs.engine.spawner", (job_fd,))
-        started = Started(process.pid, ours)
-    control = trio.socket.from_stdlib_socket(started.control)
-    try:
-        pidfd = os.pidfd_open(started.pid)
-    except ProcessLookupError as error:
-        control.close()
-        raise InternalError("the worker spawner did not start; see the log") from error
-    spawner = _Spawner(started.pid, pidfd, control, arena_fd, job_fd, process)
-    hello = await _ask(control, START_TIMEOUT_S)
-    if hello is not None and "error" not in hello:
-        return spawner
-    await spawner.end()
-    spawner.close()
-    if hello is None:
-        raise InternalError("the worker spawner did not start; see the log")
-    raise from_wire(hello["error"])
-
-
-async def _fork_worker(spawner: _Spawner, threads: int) -> _Worker | None:
-    """A new worker, or None if the spawner is gone. Raises CannotStart."""
-    ours, theirs = channel_pair()
-    with theirs:
-        request = jobs.encode({"threads": threads})
-        fds = struct.pack("ii", theirs.fileno(), spawner.arena_fd)
-        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)]
-        try:
-            await spawner.control.sendmsg([request], ancillary)
-        except (BrokenPipeError, ConnectionResetError):
-            ours.close()
-            return None
-    answer = await _ask(spawner.control, FORK_TIMEOUT_S)
-    if answer is None or "error" in answer:
-        ours.close()
-        if answer is None:
-            return None
-        raise CannotStart(answer["error"])
-    ours.setblocking(False)
-    try:
-        process = os.pidfd_open(answer["pid"])
-    except OSError as error:  # no descriptor is left, or it died at once
-        ours.close()
-        raise CannotStart(os.strerror(error.errno or 0)) from error
-    return _Worker(answer["pid"], ours, threads, process, trio.current_time())
-
-
-async def _ask(control: trio.socket.SocketType, timeout_s: float) -> jobs.Message | None:
-    """The next message, or None at the end of the stream, or when time is up."""
-    data = b""
-    with trio.move_on_after(timeout_s), contextlib.suppress(ConnectionResetError):
-        data = await control.recv(jobs.MESSAGE_BYTES_MAX)
-    return jobs.decode(data) if data else None

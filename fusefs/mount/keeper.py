@@ -259,6 +259,8 @@ class Keeper:
 
     def _replace(self, how: str) -> bool:
         """Put another daemon in the place of a dead one; False once that is given up."""
+        if not self._mount.is_connected():
+            return True  # it ended because it was unmounted
         note = self._vitals.note()
         self._vitals.write_note(replace(note, restarts=note.restarts + 1, last_end=how))
         self._restarts.ended(time.monotonic())
@@ -334,6 +336,8 @@ def main(arguments: list[str]) -> int:
         return _go_on(arguments[1:], signals)
     adopts = arguments[0] == "--adopt"
     *estate_fd, job_fd, report_fd = (int(argument) for argument in arguments[adopts:])
+    for fd in (*estate_fd, job_fd, report_fd):
+        os.set_inheritable(fd, False)  # a daemon that held the report's pipe would hide our end
     _configure_log(job_fd)
     estate, giver = None, None
     try:

@@ -252,6 +252,8 @@ class Operations(pyfuse3.Operations):
             raise ObjectChanged(f"{entry.key} was replaced in the store")
         handle = FileHandleT(inode | (DIRECT_HANDLE if flags & os.O_DIRECT else 0))
         file = self._opened(handle)
+        if not file.is_wrong:
+            file.changed = None  # if it was: the store has named this version anew since
         self._hooks.opening(file.plan.kind)
         return FileInfo(fh=handle, keep_cache=file.may_keep_pages())
 

@@ -60,14 +60,17 @@ def become(estate: Estate, job: Job, generation: Generation, signals: Signals) -
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
         estate.send(ours)
-        numbers = theirs.fileno(), job.fd, generation.pid, generation.channel.fileno(), job.owns
-        for fd in (theirs.fileno(), job.fd, generation.channel.fileno()):
-            os.set_inheritable(fd, True)
+        fds = theirs.fileno(), job.fd, generation.channel.fileno()
+        numbers = fds[0], fds[1], generation.pid, fds[2], job.owns
         signals.block()
         try:
+            for fd in fds:
+                os.set_inheritable(fd, True)
             program = [*KEEPER, FLAG, *(str(int(number)) for number in numbers)]
             os.execv(program[0], program)  # noqa: S606 - there is no shell to start it with
         except OSError as error:
+            for fd in fds:
+                os.set_inheritable(fd, False)
             signals.watch()
             raise FusefsError(f"cannot start {KEEPER[0]}: {error.strerror}") from error
 

@@ -145,8 +145,8 @@ class GcsStore:
             if isinstance(translated, (ObjectNotFound, AccessDenied)):
                 return None  # whether it can be read, reading tells
             raise translated from error
-        except KeyError:
-            return None
+        except (KeyError, TypeError):
+            return None  # it says nothing of the kind
         return Checksums(CRC32C, (size,), (value,)) if size > 0 else None
 
     def close(self) -> None:

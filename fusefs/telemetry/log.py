@@ -58,6 +58,12 @@ def configure_log(level: str, file: str | None, foreground: bool) -> RecentWarni
     return recent
 
 
+def check_log_file(file: str | None) -> None:
+    """Return if the log can go there. Raises ConfigError with one sentence."""
+    if file is not None:
+        os.close(_open_log(file))
+
+
 def _target(file: str | None, foreground: bool) -> logging.Handler | None:
     if file is not None:
         _become_stderr(file)
@@ -78,19 +84,23 @@ def _print_plainly(record: logging.LogRecord) -> bool:
 
 
 def _become_stderr(file: str) -> None:
-    """Let the log go to `file`: made for its owner alone, and never through a link.
+    fd = _open_log(file)
+    os.dup2(fd, sys.stderr.fileno())
+    os.close(fd)
+
+
+def _open_log(file: str) -> int:
+    """Open the log: made for its owner alone, and never through a link. Raises ConfigError.
 
     A log names buckets and keys, and somebody who may write to its folder must not have us write
     to a file of ours instead.
     """
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC
     try:
-        fd = os.open(file, flags, 0o600)
+        return os.open(file, flags, 0o600)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise ConfigError(
                 f"log.file {file} is a symbolic link: name the file it leads to"
             ) from error
         raise ConfigError(f"log.file {file} cannot be written: {error.strerror}") from error
-    os.dup2(fd, sys.stderr.fileno())
-    os.close(fd)

@@ -6,7 +6,8 @@ import errno
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -22,6 +23,9 @@ from tests.harness.mounted import cli_command, open_mount
 END_S = 30.0
 """An end takes a fraction of a second; the rest is for a busy machine."""
 
+PATIENTLY = ("--timeout", "25")
+"""For probes of mounts that are well; a busy machine is no reason to fail."""
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
@@ -33,11 +37,13 @@ def folder(tmp_path: Path) -> Path:
 
 
 @contextmanager
-def open_in_front(folder: Path, mountpoint: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+def open_in_front(
+    folder: Path, mountpoint: Path, *options: str, prefix: Sequence[str] = ()
+) -> Iterator[subprocess.Popen[str]]:
     """`fusefs mount -f`, once it answers; it has ended when the context does."""
     arguments = ["mount", f"file://{folder}", str(mountpoint), "-f", "--memory", "32M", *options]
     command = subprocess.Popen(
-        [*cli_command(), *arguments],
+        [*prefix, *cli_command(), *arguments],
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -57,7 +63,7 @@ def test_a_mount_that_is_well_is_alive_and_ready(folder: Path) -> None:
     """`fusefs health` of a good mount is exit status 0 and not a word."""
     with open_mount(f"file://{folder}", "--memory", "32M") as mount:
         for flags in ((), ("--ready",)):
-            ended = run_fusefs("health", *flags, mount.path)
+            ended = run_fusefs("health", *PATIENTLY, *flags, mount.path)
             assert (ended.status, ended.stdout, ended.stderr) == (0, "", "")
 
 
@@ -67,8 +73,8 @@ def test_a_mount_without_its_store_is_alive_but_not_ready(folder: Path) -> None:
         f"file://{folder}", "--memory", "32M", "--set", "tree.ttl_s=0", warnings_expected=True
     ) as mount:
         folder.rename(folder.with_name("away"))
-        assert run_fusefs("health", mount.path).status == 0
-        ended = run_fusefs("health", "--ready", mount.path)
+        assert run_fusefs("health", *PATIENTLY, mount.path).status == 0
+        ended = run_fusefs("health", *PATIENTLY, "--ready", mount.path)
         assert ended.status == 1
         assert ended.sentence.startswith(f"{mount.path} cannot list its files")
 
@@ -81,13 +87,22 @@ def test_what_is_no_mount_is_not_alive(tmp_path: Path) -> None:
         assert ended.sentence == f"{path} is not a fusefs mount"
 
 
+def test_a_wrong_timeout_is_refused(tmp_path: Path) -> None:
+    """What is no duration is wrong usage."""
+    for text in ("0", "soon", "nan"):
+        ended = run_fusefs("health", "--timeout", text, tmp_path)
+        assert ended.status == 2
+        assert "number of seconds" in ended.sentence
+
+
 def test_a_mount_that_hangs_does_not_hang_its_probe(tmp_path: Path) -> None:
     """The probe of a mount that nobody serves ends by itself, dead or not."""
     with open_unanswered(tmp_path) as mount:
-        assert run_fusefs("health", tmp_path).sentence == f"{tmp_path} does not answer"
+        ended = run_fusefs("health", "--timeout", "0.3", tmp_path)
+        assert ended.sentence == f"{tmp_path} does not answer"
         assert "does not list its files in time" in str(ask_names(str(tmp_path), timeout_s=0.3))
         mount.die()
-        ended = run_fusefs("health", "--ready", tmp_path)
+        ended = run_fusefs("health", *PATIENTLY, "--ready", tmp_path)
         assert ended.status == 1
         assert "has lost its daemon" in ended.sentence
 
@@ -139,3 +154,19 @@ def test_readers_have_the_grace_period_that_was_set(folder: Path, tmp_path: Path
         assert served.read() == b"0123456789"
         served.close()
         assert later.wait(END_S) == 0
+
+
+def test_the_first_process_of_a_container_leaves_no_zombies(folder: Path, tmp_path: Path) -> None:
+    """What a probe leaves behind when it ends is taken away by `fusefs mount -f` as process 1."""
+    container = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
+    with open_in_front(folder, tmp_path / "mnt", "--prepare", prefix=container) as command:
+        children = Path(f"/proc/{command.pid}/task/{command.pid}/children").read_text()
+        (first,) = children.split()
+        inside = ["nsenter", "--target", first, "--pid", "--mount"]
+        subprocess.run([*inside, "sh", "-c", "sleep 0.1 & exit"], check=True, timeout=END_S)
+        until = time.monotonic() + END_S
+        listing = [*inside, "ps", "-e", "-o", "comm="]
+        while "sleep" in subprocess.run(listing, capture_output=True, text=True, check=True).stdout:
+            assert time.monotonic() < until
+        os.kill(int(first), signal.SIGTERM)
+        assert command.wait(END_S) == 0

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ import pytest
 from fusefs.mount import kernel
 from tests.cli.commandline import run_fusefs
 from tests.cli.unanswered import open_unanswered
-from tests.harness.mounted import Mounted, open_mount
+from tests.harness.mounted import ROOT, Mounted, cli_command, open_mount
 from tests.harness.weed import Weed, choose_ports
 from tests.mounts.test_changes import wait_until
 
@@ -202,6 +203,23 @@ def test_a_detached_mount_is_found_by_its_processes(mounted: Mounted) -> None:
         assert "still has the processes" in said["findings"][0]["sentence"]
 
 
+def test_a_mount_held_by_another_namespace_is_told(mounted: Mounted) -> None:
+    """A container that was started meanwhile has a copy, which keeps the mount alive."""
+    command = ["unshare", "--mount", "sh", "-c", "echo ready; exec cat"]
+    container = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert container.stdout is not None
+        assert container.stdout.readline() == b"ready\n"
+        kernel.unmount(str(mounted.path))
+        said = doctor(mounted.path)
+    finally:
+        container.communicate()
+    assert names(said) == ["not-mounted"]
+    users = {user["pid"]: user["how"] for user in said["evidence"]["users"]}
+    assert users[container.pid] == "mount namespace"
+    assert f"{container.pid} (mount namespace)" in said["findings"][0]["sentence"]
+
+
 def test_a_store_that_is_gone_is_found(weed: Weed, bucket: str) -> None:
     """Asked with the mount's own settings: the caller's environment knows nothing of them."""
     weed.client().put_object(Bucket=bucket, Key="w", Body=b"x")
@@ -224,6 +242,49 @@ def test_a_store_that_is_gone_is_found(weed: Weed, bucket: str) -> None:
     finally:
         relay.kill()
         relay.communicate()
+
+
+_OF_A_USER = """
+# A device node as udev makes it: usable by everyone. In a mount namespace of our own.
+mknod "$HOME/fuse" c 10 229; chmod 666 "$HOME/fuse"; mount --bind "$HOME/fuse" /dev/fuse
+user="setpriv --reuid 1000 --regid 1000 --clear-groups --inh-caps +dac_read_search
+    --ambient-caps +dac_read_search"
+$user "$@" mount "file://$HOME/source" "$HOME/mnt"
+chmod 700 "$HOME/source"; chown 0:0 "$HOME/source"
+"$@" doctor "$HOME/mnt" --json || true
+$user "$@" umount "$HOME/mnt"
+"""
+
+
+def test_root_asks_the_store_with_the_rights_of_the_mounts_user() -> None:
+    """Nothing that a user's environment says (a library, a program) is done as root.
+
+    Root may read the folder and the user may not: who is refused, or cannot even run this Python
+    since it lies in root's home, is not root.
+    """
+    with tempfile.TemporaryDirectory() as home:
+        for folder in (home, f"{home}/source", f"{home}/mnt"):
+            Path(folder).mkdir(exist_ok=True)
+            os.chown(folder, 1000, 1000)
+        done = subprocess.run(
+            ["unshare", "--mount", "sh", "-euc", _OF_A_USER, "sh", *cli_command()],
+            env={
+                **os.environ,
+                "PYTHONPATH": str(ROOT),
+                "PYTHONDONTWRITEBYTECODE": "1",
+                "HOME": home,
+            },
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=90,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+    evidence = json.loads(done.stdout)["evidence"]
+    assert {each["uid"] for each in evidence["processes"]} == {1000}
+    store = evidence["store"]
+    assert store is None or "cannot be read" in store["error"] or "denied" in store["error"]
 
 
 _RELAY = """

@@ -13,6 +13,7 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fusefs.engine.blocks import State
 from fusefs.engine.verifier import Part, Report
 from fusefs.errors import ChecksumMismatch, StoreUnavailable
 from fusefs.objects import Extent
@@ -173,6 +174,64 @@ async def test_a_store_that_fails_while_it_is_looked_for(
             else:
                 assert await read_blocks(engine, file, range(41)) == 0
             engine.close(file)
+
+
+async def test_blocks_that_are_here_wait_for_the_verdict(
+    autojump_clock: trio.testing.MockClock, expect_warning: ExpectedWarnings
+) -> None:
+    """A block that was ready before the file became suspect is not read until it is cleared."""
+    expect_warning("looking for them")
+    expect_warning("nobody had read")
+    async with open_engine(slots=128) as engine:
+        spoil(engine, [20])
+        file = engine.open("a.bin")
+        file.plan.want_whole(0)
+        assert await read_blocks(engine, file, range(1)) == 0
+        while file.suspicion is None:
+            await trio.sleep(0.001)
+        assert file.blocks[20].state is State.READY
+        assert await read_blocks(engine, file, range(20, 21)) == 0
+        assert file.suspicion is None
+
+
+async def test_wrong_bytes_that_were_read_and_replaced(
+    autojump_clock: trio.testing.MockClock, expect_warning: ExpectedWarnings
+) -> None:
+    """A wrong block that was read, evicted, and came right again, is still an error."""
+    expect_warning("looking for them")
+    expect_warning("load it again")
+    async with open_engine(slots=16) as engine:
+        spoil(engine, [3])
+        file = engine.open("a.bin")
+        assert await read_blocks(engine, file, range(3, 4)) == 1
+        for index in (10, 14, 18, 22, 26, 30, 34):
+            assert await read_blocks(engine, file, range(index, index + 1)) == 0
+        while file.has(3):
+            await read_blocks(engine, file, range(36, 37))
+            await read_blocks(engine, file, range(10, 35, 4))
+        with pytest.raises(ChecksumMismatch, match="some of them were read before"):
+            await read_blocks(engine, file, range(3, 4))
+
+
+async def test_what_lands_late_of_a_wrong_file(
+    autojump_clock: trio.testing.MockClock, expect_warning: ExpectedWarnings
+) -> None:
+    """Blocks in flight when their file is condemned are ready for nobody, and leave their slots."""
+    expect_warning("as said")
+    async with open_engine(slots=128) as engine:
+        spoil(engine, [])
+        file = engine.open("a.bin")
+        file.plan.want_whole(0)
+        engine.workers.delays.extend([0.0] + [5.0] * 7)
+        assert await read_blocks(engine, file, range(1)) == 0
+        assert engine.slots.statistics()["fetching"] > 0
+        before = engine.slots.statistics()["ready"]
+        engine.fetcher.condemn(file, ChecksumMismatch("as said"))
+        await trio.sleep(10)
+        statistics = engine.slots.statistics()
+        assert statistics["fetching"] == 0
+        assert [b.state for b in file.blocks.values()] == [State.READY] * statistics["ready"]
+        assert statistics["ready"] == before
 
 
 async def test_who_reads_all_of_it_reads_no_wrong_byte(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import trio.testing
@@ -17,7 +19,9 @@ from fusefs.errors import (
     ObjectNotFound,
     StoreUnavailable,
 )
-from fusefs.mount.operations import answering
+from fusefs.mount.operations import Operations, answering
+from fusefs.mount.requests import Requests
+from fusefs.telemetry.counters import Counters
 from tests.conftest import ExpectedWarnings
 from tests.engine.simulated import BLOCK, content, open_engine
 
@@ -71,10 +75,11 @@ async def test_a_defect_is_eio_with_a_traceback(expect_warning: ExpectedWarnings
     expect_warning("handler failed in an unforeseen way")
 
     @answering
-    async def handler() -> None:
+    async def handler(operations: Operations) -> None:
         raise ZeroDivisionError
 
+    requests = Requests(Counters(), read_deadline_s=120.0)
     with pytest.raises(FUSEError) as caught:
-        await handler()
+        await handler(cast(Operations, SimpleNamespace(requests=requests)))
     assert caught.value.errno == errno.EIO
     assert isinstance(caught.value.__cause__, ZeroDivisionError)

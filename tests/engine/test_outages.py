@@ -6,10 +6,14 @@ import pytest
 import trio
 import trio.testing
 
+from fusefs.engine.guide import NAMES_DEADLINE_S, Names
 from fusefs.engine.hedges import PREFETCH_ATTEMPTS_MAX
+from fusefs.engine.hinted import WarmPlan
 from fusefs.errors import AccessDenied, StoreTimeout, StoreUnavailable
 from fusefs.policy.missed import AGAIN_S, AGAIN_WAIT_S
+from fusefs.policy.plan import Priority
 from fusefs.policy.setback import PAUSE_MAX_S
+from fusefs.telemetry.counters import Counters
 from tests.conftest import ExpectedWarnings
 from tests.engine.simulated import BLOCK, Engine, content, open_engine
 
@@ -165,3 +169,85 @@ async def test_the_kernels_second_question_does_not_wait_a_second_time(
         outage.end()
         assert await engine.read(file, 0, BLOCK) == content("a.bin", 1, 8 * BLOCK)[:BLOCK]
         assert engine.slots.statistics()["pinned"] == 0
+
+
+async def test_a_plan_of_hints_without_a_listener_goes_on_after_an_outage(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """What a verb asked for arrives, although the store was away for a minute in between."""
+    async with open_engine(slots=256, capacity=8) as engine:
+        size = 60 * BLOCK
+        plan = WarmPlan(Priority.WARM, in_order=True, listener=None)
+        engine.hinted.add(plan)
+        part = engine.hinted.part(plan, engine.bucket.put("a.bin", size), 5000)
+        outage = Outage(engine, StoreUnavailable("gone"))
+        plan.want(part, [(0, size)])
+        engine.hinted.look_again()
+        await trio.sleep(60.0)
+        assert part.error is None and plan.ready_bytes == 0
+        outage.end()
+        await trio.sleep(2 * PAUSE_MAX_S)
+        assert plan.ready_bytes == size
+
+
+async def test_a_file_whose_plan_of_hints_failed_is_read_like_any_other(
+    autojump_clock: trio.testing.MockClock, expect_warning: ExpectedWarnings
+) -> None:
+    """Once the plan was told that it failed, reads of the shard start it: not block by block."""
+    async with open_engine(slots=4096, capacity=16) as engine:
+        expect_warning("fetching w.safetensors failed")
+        meta = engine.bucket.put(KEY, SIZE)
+        plan = WarmPlan(Priority.HINTED, in_order=True, listener=Deaf())
+        engine.hinted.add(plan)
+        part = engine.hinted.part(plan, meta, 5000)
+        engine.bucket.denied.add(KEY)
+        plan.want(part, [(100 * BLOCK, 1900 * BLOCK)])
+        engine.hinted.look_again()
+        await trio.sleep(1.0)
+        assert isinstance(part.error, AccessDenied)
+        file = engine.open(KEY)
+        file.inspected, file.data_start = True, 100
+        with pytest.raises(AccessDenied):
+            await engine.read(file, 200 * BLOCK, BLOCK)
+        engine.bucket.denied.clear()
+        for index in range(200, 1000):
+            await engine.read(file, index * BLOCK, BLOCK)
+        assert engine.counters.misses <= 20
+
+
+class Deaf:
+    """A listener that takes no note."""
+
+    def ready(self, inode: int, extents: object) -> None:
+        """See `Listener`."""
+
+    def failed(self, inode: int, error: object) -> None:
+        """See `Listener`."""
+
+
+class Caller:
+    """A pool whose store never answers; `asked` counts."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    async def call(self, op: str, **arguments: object) -> tuple[object, list[object]]:
+        self.asked += 1
+        await trio.sleep(1.0)
+        raise StoreUnavailable("refused")
+
+
+async def test_names_have_a_deadline_and_nobody_waits_for_it_twice(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """StoreTimeout within the reads' deadline if that is shorter; who comes next hears it soon."""
+    names = Names(Caller(), Counters(), lambda after_s: None, read_deadline_s=8.0)
+    began = trio.current_time()
+    for _ in range(10):
+        with pytest.raises(StoreTimeout, match="within 8 s"):
+            await names.list_page("dir/", None)
+    assert trio.current_time() - began == pytest.approx(8.0 + 9 * AGAIN_WAIT_S, abs=0.1)
+    began = trio.current_time()
+    with pytest.raises(StoreTimeout):
+        await Names(Caller(), Counters(), lambda after_s: None, 1000.0).head("key")
+    assert trio.current_time() - began == pytest.approx(NAMES_DEADLINE_S, abs=0.1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -233,3 +234,14 @@ def test_parts_that_end_within_blocks() -> None:
         for part in report.parts:
             assert part.crc == zlib.crc32(DATA[part.extent.start : part.extent.stop])
             assert part.extent.start // MIB == (part.extent.stop - 1) // MIB
+
+
+def test_threads_ask_once() -> None:
+    """However many threads begin to read a file at once, its checksums are asked for once."""
+    store = KnowingStore([SIZE])
+    id = store.put(KEY, DATA).id
+    finder = Finder(store, "")
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(finder.find, [id] * 64))
+    assert store.asked == 1
+    assert all(sums is found[0] for sums in found)

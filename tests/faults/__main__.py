@@ -6,8 +6,8 @@ import argparse
 import sys
 import time
 
-from tests.faults.faults import BY_NAME, FAULTS
-from tests.faults.scene import Outcome
+from tests.faults.faults import BY_NAME
+from tests.faults.outcome import Outcome
 from tests.faults.suite import LANES, open_place, run_all, table
 
 
@@ -20,10 +20,10 @@ def main() -> int:
     parser.add_argument("--long", action="store_true", help="outages of a minute")
     parser.add_argument("--lanes", type=int, default=LANES, help="runs side by side")
     options = parser.parse_args()
-    faults = [fault for fault in FAULTS if not options.only or fault.name in options.only]
+    faults = [fault for fault in BY_NAME.values() if not options.only or fault.name in options.only]
     totals = {fault.name: Outcome(fault) for fault in faults}
     began_s, rounds, complaints = time.monotonic(), 0, 0
-    with open_place() as place:
+    with open_place(faults) as place:
         while rounds < options.rounds or time.monotonic() - began_s < 60 * options.minutes:
             rounds += 1
             for outcome in run_all(faults, place, options.long, options.lanes):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, Protocol
 
 from tests.faults.link import ENDLESS_S, FAIR, Weather
@@ -33,7 +32,7 @@ NAMES_TTL_S = 5.0
 RENEW_S = 10.0
 """How often a mount looks for other credentials (`fusefs.store.s3_client.RENEW_EVERY_S`)."""
 
-AT_ONCE_S = 5.0
+AT_ONCE_S = 10.0
 """A few round trips and three tries, on a busy machine."""
 
 
@@ -56,6 +55,12 @@ class Stage(Protocol):
     def restore(self) -> None:
         """Put the files back as they were, so that they can be loaded again."""
 
+    def lose_name(self) -> None:
+        """Let no name of a server be found any more, and those who are connected go."""
+
+    def find_name(self) -> int:
+        """Let names be found again; how often one was not."""
+
     def renew(self) -> None:
         """Put other credentials where the mount finds them."""
 
@@ -73,7 +78,8 @@ class Fault:
     `early`, before the first request, or once the load is under way; `end` heals and says how often
     it struck, after `lasts_s`, or when all readers have ended. `seen`: at least one reader must see
     the errno, not only may. `listing`: what loads is a reader of names. `returns_s`: so long after
-    all is well errors may still come.
+    all is well errors may still come. `by_name`: the mount knows its server by name. `scheme`: the
+    store.
     """
 
     name: str
@@ -89,6 +95,8 @@ class Fault:
     seen: bool = True
     listing: bool = False
     returns_s: float = 0.0
+    by_name: bool = False
+    scheme: str = "s3"
 
     @property
     def bound_s(self) -> float:
@@ -181,6 +189,10 @@ FAULTS: tuple[Fault, ...] = (
         errno="ETIMEDOUT", within="the deadline", deadline_s=HASTY_S,
     ),
     Fault("cut", *_weather(Weather(silent=True)), lasts_s=8.0, long_s=60.0, deadline_s=120.0),
+    Fault(
+        "dns", lambda stage: stage.lose_name(), lambda stage: stage.find_name(), by_name=True,
+        lasts_s=6.0, long_s=60.0, deadline_s=120.0,
+    ),
     # -- who asks, and what for --------------------------------------------------------------------
     Fault("renewed", _renewed, lambda stage: stage.origin.heal()),
     Fault("expired", _EXPIRED, _renewed_late, errno="EACCES", within="at once", returns_s=RENEW_S),
@@ -194,7 +206,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "overwritten", *_once(lambda stage: stage.overwrite()), errno="ESTALE", within="at once",
-        returns_s=2 * NAMES_TTL_S,
+        returns_s=2 * NAMES_TTL_S, seen=False,
     ),
     # -- names -------------------------------------------------------------------------------------
     Fault(
@@ -210,11 +222,36 @@ FAULTS: tuple[Fault, ...] = (
     ),
 )  # fmt: skip
 
-BY_NAME = {fault.name: fault for fault in FAULTS}
+ELSEWHERE: tuple[Fault, ...] = (
+    Fault("gs-429", *_status(429, "rateLimitExceeded", every=10), early=True, scheme="gs"),
+    Fault("gs-reset", *_weather(Weather(event="reset", every=9)), early=True, scheme="gs"),
+    Fault(
+        "gs-gone", *_weather(Weather(refused=True)),
+        lasts_s=4.0, long_s=60.0, deadline_s=120.0, scheme="gs",
+    ),
+    Fault(
+        "gs-412", *_status(412, "conditionNotMet"),
+        errno="ESTALE", within="at once", scheme="gs",
+    ),
+    Fault("az-503", *_status(503, "ServerBusy", every=10), early=True, scheme="az"),
+    Fault("az-reset", *_weather(Weather(event="reset", every=9)), early=True, scheme="az"),
+    Fault(
+        "az-gone", *_weather(Weather(refused=True)),
+        lasts_s=4.0, long_s=60.0, deadline_s=120.0, scheme="az",
+    ),
+    Fault(
+        "az-412", *_status(412, "ConditionNotMet"),
+        errno="ESTALE", within="at once", scheme="az",
+    ),
+    Fault("redis-reset", *_weather(Weather(event="reset", every=9)), early=True, scheme="redis"),
+    Fault(
+        "redis-trickle", *_weather(Weather(event="trickle", every=24)), early=True, scheme="redis"
+    ),
+    Fault(
+        "redis-gone", *_weather(Weather(refused=True)),
+        lasts_s=4.0, long_s=60.0, deadline_s=120.0, scheme="redis",
+    ),
+)  # fmt: skip
+"""What differs where the store is another: its errors, and how it is connected."""
 
-
-def folder_of(root: Path, fault: Fault, number: int) -> Path:
-    """Where a run of a fault keeps its files."""
-    folder = root / f"{fault.name}-{number}"
-    folder.mkdir(parents=True)
-    return folder
+BY_NAME = {fault.name: fault for fault in (*FAULTS, *ELSEWHERE)}

@@ -36,7 +36,8 @@ class Weather:
     connection has brought `after` bytes (more): it is reset, stands still for `seconds`, or from
     then on trickles at `trickle` bytes/s. `slow` is the rate of the first connection opened in it.
     `silent`: nothing passes, and goes on afterwards. `refused`: nobody listens, and those
-    who were connected are reset.
+    who were connected are reset. `passes`: after so many bytes nothing comes until it changes,
+    so that what happens next happens in the middle of a load however busy the machine is.
     """
 
     rate: float = 8e6
@@ -48,6 +49,7 @@ class Weather:
     slow: float = 0.0
     silent: bool = False
     refused: bool = False
+    passes: int = 0
 
 
 FAIR = Weather()
@@ -83,14 +85,21 @@ class Link:
         self._events = 0
         self._struck = 0
         self._slowed = False
+        self._passed = 0
 
     def set(self, weather: Weather) -> int:
         """From now on; how often the weather until now has struck."""
         return self._do(self._set(weather))
 
-    def connections(self) -> int:
-        """How many there are."""
-        return len(self._open)
+    @property
+    def weather(self) -> Weather:
+        """The present one."""
+        return self._weather
+
+    @property
+    def has_passed(self) -> bool:
+        """Whether all bytes have come that this weather lets through."""
+        return self._passed >= self._weather.passes
 
     def run(self, ready: Callable[[], None]) -> None:
         """Serve until `end`; the body of the thread."""
@@ -111,6 +120,7 @@ class Link:
     async def _set(self, weather: Weather) -> int:
         struck, self._struck, self._events, self._slowed = self._struck, 0, 0, False
         self._weather = weather
+        self._passed = 0
         self._struck += weather.silent or weather.rate != FAIR.rate
         self._changed.set()
         self._changed = asyncio.Event()
@@ -178,6 +188,7 @@ class Link:
     async def _downwards(self, answers: asyncio.StreamReader, connection: _Connection) -> None:
         with contextlib.suppress(OSError):
             while data := await answers.read(PIECE_BYTES):
+                self._passed += len(data)
                 await self._wait_heard()
                 await self._strike(connection, len(data))
                 await self._send(connection, data)
@@ -185,7 +196,7 @@ class Link:
             await connection.down.drain()
 
     async def _wait_heard(self) -> None:
-        while self._weather.silent:
+        while self._weather.silent or (self._weather.passes and self.has_passed):
             await self._changed.wait()
 
     async def _strike(self, connection: _Connection, size: int) -> None:

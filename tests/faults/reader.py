@@ -57,8 +57,12 @@ def longest_s(path: Path, ended_s: float) -> float:
     return max(longest, ended_s - began_s if began_s else 0.0)
 
 
-def by_read(path: Path, wanted: dict[str, str], pulse: Pulse) -> bool:
-    """Read a file in pieces; whether it is what was wanted."""
+Digests = dict[str, str]
+"""SHA-256 of parts of a file by name: "" is the whole, all others are tensors."""
+
+
+def by_read(path: Path, pulse: Pulse) -> Digests:
+    """Read a file in pieces."""
     digest = hashlib.sha256()
     with pulse.access():
         fd = os.open(path, os.O_RDONLY)
@@ -67,14 +71,14 @@ def by_read(path: Path, wanted: dict[str, str], pulse: Pulse) -> bool:
             with pulse.access():
                 data = os.read(fd, PIECE)
             if not data:
-                return digest.hexdigest() == wanted[""]
+                return {"": digest.hexdigest()}
             digest.update(data)
     finally:
         os.close(fd)
 
 
-def by_mmap(path: Path, wanted: dict[str, str], pulse: Pulse) -> bool:
-    """Copy a file out of a mapping; whether it is what was wanted."""
+def by_mmap(path: Path, pulse: Pulse) -> Digests:
+    """Copy a file out of a mapping."""
     digest = hashlib.sha256()
     with pulse.access():
         fd = os.open(path, os.O_RDONLY)
@@ -86,15 +90,15 @@ def by_mmap(path: Path, wanted: dict[str, str], pulse: Pulse) -> bool:
                 digest.update(data)
     finally:
         os.close(fd)
-    return digest.hexdigest() == wanted[""]
+    return {"": digest.hexdigest()}
 
 
-def by_safetensors(path: Path, wanted: dict[str, str], pulse: Pulse) -> bool:
-    """Load every tensor of a shard with its own library; whether all are what was wanted."""
+def by_safetensors(path: Path, pulse: Pulse) -> Digests:
+    """Load every tensor of a shard with its own library."""
     from safetensors import safe_open
 
     if path.suffix != ".safetensors":
-        return by_read(path, wanted, pulse)
+        return by_read(path, pulse)
     with pulse.access():
         # A file that cannot be opened is an exception without a number.
         os.close(os.open(path, os.O_RDONLY))
@@ -105,7 +109,13 @@ def by_safetensors(path: Path, wanted: dict[str, str], pulse: Pulse) -> bool:
             with pulse.access():
                 data = tensors.get_tensor(name).tobytes()
             got[name] = hashlib.sha256(data).hexdigest()
-    return got == {name: digest for name, digest in wanted.items() if name}
+    return got
+
+
+def is_one_of(got: Digests, versions: list[Digests]) -> bool:
+    """Whether all parts are those of one version."""
+    whole = "" in got
+    return got in [{n: d for n, d in version.items() if (n == "") is whole} for version in versions]
 
 
 def names_of(folder: Path, pulse: Pulse) -> Iterator[tuple[str, str]]:
@@ -120,7 +130,7 @@ def names_of(folder: Path, pulse: Pulse) -> Iterator[tuple[str, str]]:
     return ((name, became) for name in names)
 
 
-WAYS: dict[str, Callable[[Path, dict[str, str], Pulse], bool]] = {
+WAYS: dict[str, Callable[[Path, Pulse], Digests]] = {
     "read": by_read,
     "mmap": by_mmap,
     "safetensors": by_safetensors,
@@ -134,9 +144,9 @@ def main(way: str, folder: str, wanted: str, pulse_path: str) -> None:
         for name, became in names_of(Path(folder), pulse):
             print(json.dumps([name, became]), flush=True)
         return
-    for name, digests in json.loads(Path(wanted).read_text()).items():
+    for name, versions in json.loads(Path(wanted).read_text()).items():
         try:
-            exact = WAYS[way](Path(folder) / name, digests, pulse)
+            exact = is_one_of(WAYS[way](Path(folder) / name, pulse), versions)
         except OSError as error:
             became = errno.errorcode.get(error.errno or 0, repr(error))
             errors += 1

@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 import tempfile
 import traceback
-from collections.abc import Iterator, Sequence
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,8 +14,13 @@ from pathlib import Path
 
 import torch
 
+from tests.faults.apart import run_apart
+from tests.faults.chain import Shop, open_bucket
+from tests.faults.elsewhere import open_shops
 from tests.faults.faults import Fault
-from tests.faults.scene import Model, Outcome, describe, run_fault
+from tests.faults.model import Model, describe
+from tests.faults.outcome import Outcome
+from tests.faults.scene import run_fault
 from tests.harness.model import make_model
 from tests.harness.weed import Weed, open_weed
 
@@ -34,18 +40,27 @@ class Place:
     weed: Weed
     model: Model
     folder: Path
+    shops: Mapping[str, Shop]
+
+    def new_folder(self, fault: Fault) -> Path:
+        """A folder for one run; its name is good for a bucket."""
+        folder = self.folder / f"{fault.name}-{uuid.uuid4().hex[:12]}"
+        folder.mkdir(parents=True)
+        return folder
 
 
 @contextmanager
-def open_place() -> Iterator[Place]:
-    """A server, and a model to publish on it: shards, an opaque file, small files."""
+def open_place(faults: Sequence[Fault]) -> Iterator[Place]:
+    """The servers that these faults need, and a model: shards, an opaque file, small files."""
     with tempfile.TemporaryDirectory(prefix="faults-") as name:
         root = Path(name)
         # float16: of bfloat16 numpy knows nothing, and readers without torch start sooner.
         make_model(root / "model", SHARDS, SHARD_BYTES, torch.float16)
         (root / "model" / "plain.dat").write_bytes(random.Random(5).randbytes(PLAIN_BYTES))
-        with open_weed(root / "weed") as weed:
-            yield Place(weed, describe(root / "model"), root / "runs")
+        model = describe(root / "model")
+        schemes = sorted({fault.scheme for fault in faults} - {"s3"})
+        with open_weed(root / "weed") as weed, open_shops(schemes, model, root) as shops:
+            yield Place(weed, model, root / "runs", shops)
 
 
 def run_all(
@@ -66,7 +81,14 @@ def run_all(
 def _run(fault: Fault, place: Place, is_long: bool) -> Outcome:
     lasts_s = fault.long_s if is_long and fault.long_s else fault.lasts_s
     try:
-        return run_fault(fault, place.weed, place.model, place.folder, lasts_s)
+        folder = place.new_folder(fault)
+        if fault.by_name:
+            return run_apart(fault, place.weed, place.model, folder, lasts_s)
+        if fault.scheme == "s3":
+            shop = open_bucket(place.weed, folder.name, place.model, folder)
+        else:
+            shop = place.shops[fault.scheme]
+        return run_fault(fault, shop, place.model, folder, lasts_s)
     except Exception:  # noqa: BLE001 - a failed run is a row of the table, with its traceback
         failed = Outcome(fault, recovered=False)
         failed.notes.append(traceback.format_exc())

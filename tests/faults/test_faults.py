@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.faults.faults import FAULTS
-from tests.faults.scene import Outcome
+from tests.faults.faults import BY_NAME
+from tests.faults.outcome import Outcome
 from tests.faults.suite import open_place, run_all
 
 ALL_LIMIT_S = 600
@@ -20,12 +22,29 @@ ALL_LIMIT_S = 600
 @pytest.fixture(scope="module")
 def outcomes() -> Iterator[dict[str, Outcome]]:
     """What became of each fault; they run side by side."""
-    with open_place() as place:
-        yield {outcome.fault.name: outcome for outcome in run_all(FAULTS, place)}
+    with open_place(list(BY_NAME.values())) as place:
+        yield {outcome.fault.name: outcome for outcome in run_all(list(BY_NAME.values()), place)}
+
+
+def test_the_documented_table_is_what_is_tested(repository: Path) -> None:
+    """docs/semantics.md says of each fault what its row here says: errno and deadline."""
+    said = {}
+    for line in (repository / "docs/semantics.md").read_text("utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 4 and (name := re.fullmatch(r"`([\w-]+)`", cells[0])):
+            said[name[1]] = (re.findall(r"\bE[A-Z]+\b", cells[2]), cells[3])
+    within = {"never": "", "at once": "at once", "the deadline": "`engine.read_deadline_s`"}
+    assert said == {
+        fault.name: (
+            [errno for errno in (fault.errno, fault.reopened) if errno],
+            within[fault.within],
+        )
+        for fault in BY_NAME.values()
+    }
 
 
 @pytest.mark.timeout(ALL_LIMIT_S)
-@pytest.mark.parametrize("name", [fault.name for fault in FAULTS])
+@pytest.mark.parametrize("name", list(BY_NAME))
 def test_a_fault_ends_as_documented(outcomes: dict[str, Outcome], name: str) -> None:
     """No wrong byte, no hang, no other errno, no later than said, and all is well afterwards."""
     assert outcomes[name].complaints() == []

@@ -9,6 +9,7 @@ import importlib
 import logging
 import resource
 import sys
+from pathlib import Path
 
 import atheris
 
@@ -36,8 +37,18 @@ def main(target: str, seconds: str, corpus: str, found: str) -> None:
         "artifact_prefix": found,
         "close_fd_mask": 0,
     }
+    run = targets.TARGETS[target].run
+
+    def kept(data: bytes) -> None:
+        """The fuzzer keeps what was found, unless its own alarm ends it first."""
+        try:
+            run(data)
+        except BaseException:
+            (Path(found) / "found").write_bytes(data)
+            raise
+
     arguments = [sys.argv[0], *(f"-{name}={value}" for name, value in options.items()), corpus]
-    atheris.Setup(arguments, targets.TARGETS[target].run)
+    atheris.Setup(arguments, kept)
     atheris.Fuzz()
 
 

@@ -60,7 +60,8 @@ def mounts_for_others(image: Image, config: Mapping[str, Any], work: Path) -> No
     with _pod(image, work / "sidecar") as pod:
         with pod.sidecar() as sidecar, pod.application() as application:
             pod.wait_ready(sidecar)
-            assert sidecar.execute("fusefs", "health", "/volume/models").returncode == 0
+            alive = sidecar.execute("fusefs", "health", "--timeout", "25", "/volume/models")
+            assert alive.returncode == 0, alive.stderr
             pod.assert_reads(application)
             pod.assert_read_only(application)
             assert sidecar.end("TERM") == 0, sidecar.output()
@@ -129,7 +130,7 @@ class _Pod:
     def wait_ready(self, sidecar: Container) -> None:
         """Probe as a kubelet does, until the probe succeeds. AssertionError after `READY_S`."""
         until = time.monotonic() + READY_S
-        probe = ("fusefs", "health", "--ready", "/volume/models")
+        probe = ("fusefs", "health", "--ready", "--timeout", "15", "/volume/models")
         while (done := sidecar.execute(*probe)).returncode != 0:
             assert sidecar.process.poll() is None, sidecar.output()
             assert time.monotonic() < until, done.stderr + sidecar.output()

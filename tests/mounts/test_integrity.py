@@ -115,6 +115,7 @@ def test_a_wrong_byte_on_the_wire_is_fetched_again(place: Place) -> None:
         assert sum("wrong bytes between 9437184 and 10485760" in line for line in warnings) == 2
 
 
+@pytest.mark.parametrize("place", ["s3", "redis"], indirect=True)
 def test_a_wire_that_stays_wrong_is_an_error(place: Place) -> None:
     """After three tries the read fails with EIO, the rest of the file is read, and then all."""
     with open_corrupting_wire(place.address) as wire, mount_through(place, wire, *CHECK) as mounted:

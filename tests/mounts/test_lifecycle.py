@@ -57,6 +57,7 @@ exec setpriv --reuid 1000 --regid 1000 --clear-groups --inh-caps +dac_read_searc
         "$@" mount "file://$PLAIN" "$MOUNTPOINT"
         "$1" -c "$COMPARE_MAPPED" "$MOUNTPOINT/big.bin" "$PLAIN/big.bin"
         "$1" -c "$ASK" "$MOUNTPOINT"
+        "$1" -c "$KILL" "$MOUNTPOINT"
         cmp "$MOUNTPOINT/big.bin" "$PLAIN/big.bin"
         "$@" status "$MOUNTPOINT" --json
         "$@" umount "$MOUNTPOINT"
@@ -84,6 +85,12 @@ for pid in (pids["daemon"], pids["spawner"], *pids["workers"]):
 """
 
 
+KILL = """
+import json, os, signal, sys
+os.kill(json.loads(os.getxattr(sys.argv[1], "user.fusefs.stats"))["pids"]["daemon"], signal.SIGKILL)
+"""
+
+
 COMPARE_MAPPED = """
 import mmap, sys
 files = [open(path, "rb") for path in sys.argv[1:]]
@@ -104,7 +111,7 @@ def test_an_ordinary_user_can_mount_read_and_unmount(plain: Path, home: Path) ->
     """Through fusermount3, without root: right bytes, mapped too; status says what was not set.
 
     Nobody can bind the hints' socket there, which is said; the verbs work. The processes are closed
-    to the user's other ones, and confined.
+    to the user's other ones, and confined. And it outlives its daemon.
 
     The user has one capability, to read files anywhere: the interpreter may lie in root's home.
     """
@@ -120,6 +127,7 @@ def test_an_ordinary_user_can_mount_read_and_unmount(plain: Path, home: Path) ->
         "MOUNTPOINT": str(mountpoint),
         "COMPARE_MAPPED": COMPARE_MAPPED,
         "ASK": ASK,
+        "KILL": KILL,
     }
     done = subprocess.run(
         ["unshare", "--mount", "sh", "-c", UNPRIVILEGED, "sh", str(home), *cli_command()],
@@ -132,6 +140,7 @@ def test_an_ordinary_user_can_mount_read_and_unmount(plain: Path, home: Path) ->
     )
     assert done.returncode == 0, done.stderr
     status = json.loads(done.stdout[done.stdout.index("{") :])
+    assert status["restarts"] == 1
     counters = status["counters"]
     # What was pushed is read without a READ, but for the pages that a READ brought first.
     assert counters["bytes_read"] + counters["bytes_pushed"] >= (plain / "big.bin").stat().st_size

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -95,7 +96,7 @@ def test_ways_to_open(root: Path) -> None:
         with opened(root / "file", flags):
             pass
 
-    assert {flags: number_of(lambda f=flags: attempt(f)) for flags in wanted} == wanted  # type: ignore[misc]
+    assert {flags: number_of(partial(attempt, flags)) for flags in wanted} == wanted
     assert number_of(lambda: os.open(root, os.O_TMPFILE | os.O_RDWR)) == errno.EROFS
     assert number_of(lambda: os.open(root / "sub", os.O_WRONLY)) == errno.EISDIR
 
@@ -271,7 +272,7 @@ def test_which_refusal_comes_first(root: Path, tmp_path: Path) -> None:
 def test_attributes_of_others(root: Path) -> None:
     """No access control lists and no capabilities: ENODATA; to set any attribute is EROFS."""
     for name in ("system.posix_acl_access", "security.capability", "trusted.any", "user.any"):
-        assert number_of(lambda n=name: os.getxattr(root / "file", n)) == errno.ENODATA  # type: ignore[misc]
+        assert number_of(partial(os.getxattr, root / "file", name)) == errno.ENODATA
     assert os.listxattr(root / "file") == []
     assert number_of(lambda: os.setxattr(root / "file", "user.any", b"")) == errno.EROFS
 

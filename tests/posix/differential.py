@@ -46,7 +46,6 @@ def compare(examples: int, limit_s: float, derandomize: bool) -> Roots:
             finally:
                 roots.mounted.end()
                 roots.reference.end()
-            roots.reference.wait()
         roots.mounted.wait()
     return roots
 

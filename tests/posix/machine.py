@@ -7,6 +7,7 @@ plain side says what the pinned version holds, and the mount says the same or ES
 
 from __future__ import annotations
 
+import contextlib
 import json
 import mmap
 import os
@@ -74,14 +75,19 @@ class Asked:
         return answer
 
     def end(self) -> None:
-        """End it; one that hangs in the kernel ends when its mount does."""
+        """End it, so that it holds no file any more.
+
+        One that hangs in the kernel ends only when its mount does: `wait` for it then.
+        """
         self._process.kill()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 pipe.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait()
 
     def wait(self) -> None:
-        """Once its mount is gone."""
+        """Until it has ended. Raises subprocess.TimeoutExpired."""
         self._process.wait(timeout=30)
 
 
@@ -119,6 +125,17 @@ class Machine(RuleBasedStateMachine):
         for name, size in SIZES.items():
             if not (self.roots.plain / name).exists():
                 self.roots.write(name, size)
+        self._begin_with_a_stale_one("big.bin")
+
+    def _begin_with_a_stale_one(self, name: str) -> None:
+        """A file is replaced while it is open and nothing of it was read."""
+        self._last += 1
+        self.roots.write(name, SIZES[name])
+        self._both("open", file=self._last, name=name, direct=True)
+        self.roots.write(name, SIZES[name])
+        self._stale.add(self._last)
+        self._both("direct", file=self._last, page=600, pages=64)
+        self._both("close", file=self._last)
 
     def _both(self, call: str, **fields: Any) -> list[Any]:
         """Ask both. On a handle whose file was replaced the mount may say ESTALE."""

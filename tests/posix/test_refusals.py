@@ -24,7 +24,8 @@ BIND = (
     'mount --bind "$1" "$2" && mount -o remount,bind,ro "$2" && exec "$3" -m tests.posix.refusals'
     ' "$2" "$4"'
 )
-"""In a mount namespace of its own, so that nothing of it stays."""
+"""In a mount namespace of its own, so that nothing of it stays. A slave: what is unmounted outside
+meanwhile must not live on in there."""
 
 HARMLESS = {"open to read", "open a directory", "open as a place", "stat", "list", "chdir",
             "access to read", "readlink", "fsync"}  # fmt: skip
@@ -76,7 +77,9 @@ def of_the_mount(mounted: Mounted, uid: str) -> dict[str, str]:
 def of_a_bind_mount(tree: Path, uid: str) -> dict[str, str]:
     """The table on a read-only bind mount of the tree."""
     places = [str(tree), str(tree.parent / "bind"), sys.executable, uid]
-    return answers(["unshare", "--mount", "sh", "-c", BIND, "sh", *places])
+    return answers(
+        ["unshare", "--mount", "--propagation", "slave", "sh", "-c", BIND, "sh", *places]
+    )
 
 
 @pytest.mark.parametrize("uid", ["0", STRANGER], ids=["root", "a stranger"])

@@ -9,10 +9,12 @@ Processes of their own, since a page fault holds the interpreter's lock while it
 
 from __future__ import annotations
 
+import faulthandler
 import hashlib
 import mmap
 import os
 import random
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -153,7 +155,8 @@ def stop(board: Board, row: int) -> None:
 
 
 def main(kind: str, mount: str, plain: str, path: str, rows: str, row: str) -> None:
-    """Act until told to stop."""
+    """Act until told to stop; on SIGUSR1 write down where every thread is."""
+    faulthandler.register(signal.SIGUSR1)
     board = Board(Path(path), int(rows))
     actor = ACTORS[kind](Path(mount), Path(plain), board, int(row))
     while not board.read(board.rows - 1).operations:

@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.soak.cycles import MIB, run_cycles
 from tests.soak.hours import run_soak
 
-SECONDS_PER_STOP = 180.0
+SECONDS_PER_STOP = 120.0
 
 
 def main() -> int:
@@ -23,16 +23,20 @@ def main() -> int:
     well = True
     if options.minutes:
         seconds = options.minutes * 60
-        soak = run_soak(seconds, warm_s=60.0, stops=max(2, int(seconds / SECONDS_PER_STOP)))
-        print("\n".join(soak.lines()), flush=True)
+        stops = max(2, int(seconds / SECONDS_PER_STOP))
+        soak = run_soak(seconds, 60.0, stops, lambda report: _tell(report.lines()))
         well &= all(stop.fixed == soak.stops[0].fixed for stop in soak.stops)
     if options.cycles:
         with tempfile.TemporaryDirectory() as name:
             make_files(Path(name))
             cycles = run_cycles(options.cycles, Path(name))
-        print("\n".join(cycles.lines()), flush=True)
+        _tell(cycles.lines())
         well &= not cycles.left and not cycles.wrong
     return 0 if well else 1
+
+
+def _tell(lines: list[str]) -> None:
+    print("\n".join(lines), end="\n\n", flush=True)
 
 
 def make_files(plain: Path) -> None:

@@ -54,12 +54,18 @@ class Report:
 
     cycles: int = 0
     seconds: float = 0.0
-    longest_s: float = 0.0
+    longest_s: dict[str, float] = field(default_factory=dict)
     wrong: int = 0
     left: list[str] = field(default_factory=list)
     descriptors: list[int] = field(default_factory=list)
     own_bytes: list[int] = field(default_factory=list)
     billed_bytes: list[int] = field(default_factory=list)
+
+    def took(self, part: str, since_s: float) -> float:
+        """A part of a cycle has ended; returns the time."""
+        now = time.monotonic()
+        self.longest_s[part] = max(self.longest_s.get(part, 0.0), now - since_s)
+        return now
 
     @property
     def own_slope(self) -> float:
@@ -74,8 +80,8 @@ class Report:
     def lines(self) -> list[str]:
         """For people."""
         return [
-            f"cycles            {self.cycles}, {self.seconds / max(1, self.cycles):.2f} s each,"
-            f" the longest {self.longest_s:.1f} s",
+            f"cycles            {self.cycles}, {self.seconds / max(1, self.cycles):.2f} s each",
+            f"longest, s        { {part: round(s, 1) for part, s in self.longest_s.items()} }",
             f"wrong bytes       {self.wrong}",
             f"left behind       {self.left[:10] or 'nothing'}",
             f"own descriptors   {self.descriptors[0]} -> {self.descriptors[-1]}",
@@ -126,15 +132,19 @@ def _cycle(report: Report, plain: Path, mountpoint: Path, marker: str) -> None:
         "config": config_from_json_dict(CONFIG).to_json_dict(),
         "foreground": False,
     }
+    at = time.monotonic()
     keeper = mount_in_background(job)
+    at = report.took("mount", at)
     row = kernel.find_mount(str(mountpoint))
     assert row is not None
     for file in sorted(plain.iterdir()):
         os.getxattr(mountpoint / file.name, "user.fusefs.prefetch")
         report.wrong += not _same(mountpoint / file.name, file)
+    at = report.took("load", at)
     kernel.unmount(str(mountpoint))
     keeper.wait(CYCLE_MAX_S)
     wait_ended(marker)
+    report.took("unmount", at)
     if not _connection_ended(row.device, str(mountpoint)):
         report.left.append(f"connection {row.device} of cycle {report.cycles}")
     left = [*Path(tempfile.gettempdir()).iterdir(), *mountpoint.iterdir()]
@@ -180,10 +190,8 @@ def main(cycles: str, plain: str, mountpoint: str, marker: str, *cgroup: str) ->
     billed = Cgroup(Path(cgroup[0]), int(cgroup[1]))
     began = time.monotonic()
     for _ in range(int(cycles)):
-        started = time.monotonic()
         _cycle(report, Path(plain), Path(mountpoint), marker)
         report.cycles += 1
-        report.longest_s = max(report.longest_s, time.monotonic() - started)
         report.seconds = time.monotonic() - began
         report.descriptors.append(own_descriptors())
         if report.cycles >= WARM_CYCLES and report.cycles % LOOK_EVERY == 0:

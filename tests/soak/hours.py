@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,8 +69,13 @@ class Report:
         ]
 
 
-def run_soak(seconds: float, warm_s: float, stops: int) -> Report:
-    """Soak a mount for so long after warming it up, with so many stops behind the first."""
+def run_soak(
+    seconds: float, warm_s: float, stops: int, tell: Callable[[Report], None] = lambda _: None
+) -> Report:
+    """Soak a mount for so long after warming it up, with so many stops behind the first.
+
+    `tell` gets what is known at each of them.
+    """
     noise = random.Random(23)
     expected = {name: noise.randbytes(size) for name, size in SIZES.items()}
     with tempfile.TemporaryDirectory() as name, open_weed(Path(name)) as weed:
@@ -84,34 +90,40 @@ def run_soak(seconds: float, warm_s: float, stops: int) -> Report:
             limit_s=warm_s + seconds + SETTLE_WITHIN_S * (stops + 2),
             warnings_expected=True,
         ) as mounted:
-            return _soak(
-                mounted, Traffic(mounted.path, expected, client, "soak"), seconds, warm_s, stops
-            )
+            traffic = Traffic(mounted.path, expected, client, "soak")
+            return _soak(mounted, traffic, [warm_s, *[seconds / stops] * stops], tell)
 
 
-def _soak(mounted: Mounted, traffic: Traffic, seconds: float, warm_s: float, stops: int) -> Report:
+def _soak(
+    mounted: Mounted,
+    traffic: Traffic,
+    stretches: list[float],
+    tell: Callable[[Report], None],
+) -> Report:
+    """Work for each stretch of seconds, and stop behind it."""
     gate = Gate()
     works = traffic.works(gate)
     report = Report()
     for work in works:
         work.start()
     try:
-        for stretch in range(stops + 1):
+        for stretch, stretch_s in enumerate(stretches):
             began = time.monotonic()
-            time.sleep(warm_s if stretch == 0 else seconds / stops)
+            time.sleep(stretch_s)
             gate.pause(SETTLE_WITHIN_S)
             for work in works:
                 if work.failure is not None:
                     raise AssertionError(f"{work.name} failed") from work.failure
             report.stops.append(_settled(mounted))
             report.seconds += time.monotonic() - began if stretch else 0.0
+            report.work = {work.name: work.done for work in works}
+            report.counters = mounted.counters()
+            tell(report)
             gate.resume()
     finally:
         gate.end()
         for work in works:
             work.join(SETTLE_WITHIN_S)
-    report.work = {work.name: work.done for work in works}
-    report.counters = mounted.counters()
     return report
 
 

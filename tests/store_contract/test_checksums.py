@@ -14,6 +14,7 @@ from fusefs.objects import Extent, ObjectId
 from fusefs.policy.crc import CRC32, CRC32C, CRC64NVME, find_crc
 from fusefs.store.azure import SUMMED_BYTES_MAX, AzureStore
 from fusefs.store.checksums import Finder, KnowsChecksums
+from fusefs.store.gcs import GcsStore
 from fusefs.store.s3 import S3Store
 from tests.harness.azurite import VARIABLES, Azurite
 from tests.store_contract.azure_wire import error as azure_error
@@ -273,3 +274,19 @@ def test_azurite_is_such_a_server(azurite_environment: Azurite, container: str) 
         )
     subject.close()
     assert type(failed.value) is Unsupported
+
+
+# -- Google's resources ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"{}", b"[]", b'{"size": "10"}', b'{"size": null, "crc32c": "AAAAAA=="}'],
+    ids=["nothing", "a list", "no sum", "no size"],
+)
+def test_a_resource_without_a_sum(
+    google_wire: WireServer, google_store: GcsStore, body: bytes
+) -> None:
+    """An answer that holds none means that there is none."""
+    google_wire.answers.append(answer("200 OK", {"Content-Length": str(len(body))}, body))
+    assert google_store.checksums(ObjectId("a", "1")) is None

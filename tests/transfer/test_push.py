@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from pathlib import Path
 
 import pytest
 
 from fusefs.errors import AccessDenied, CorruptData, FusefsError, ObjectChanged, StoreUnavailable
-from fusefs.objects import ObjectMeta
+from fusefs.objects import Extent, ObjectMeta
+from fusefs.store import checksums
 from fusefs.store.base import Source
+from fusefs.store.checksums import checksums_of, decode_note
 from fusefs.transfer.crew import Crew
 from fusefs.transfer.local import open_unchanged, scan
+from fusefs.transfer.manifest import is_name
 from fusefs.transfer.progress import TransferCut
 from fusefs.transfer.push import Destination, Push, discard
 from tests.harness.simulated_writer import SimulatedWriter
@@ -28,6 +32,25 @@ NOTE = ".fusefs/checksums.json"
 def model(tmp_path: Path) -> Path:
     """A folder with a model."""
     return fill(tmp_path / "model", MODEL)
+
+
+def check_note(bucket: Bucket, model: Path) -> None:
+    """The note has the CRCs of every file that has bytes, of the version that is there."""
+    rows = decode_note(bucket.read(NOTE), NOTE)
+    files = contents(model)
+    assert rows.keys() == files.keys()
+    for name, data in files.items():
+        sums = checksums_of(rows[name], bucket.store.head(PREFIX + name).id.etag)
+        if not data:
+            assert sums is None
+            continue
+        assert sums is not None
+        pieces = list(sums.pieces(Extent(0, len(data))))
+        assert [piece.stop for piece, _ in pieces] == list(sums.stops)
+        assert [(p.start, crc) for p, crc in pieces] == [
+            (at, zlib.crc32(data[at : at + (1 << 20)])) for at in range(0, len(data), 1 << 20)
+        ]
+        assert checksums_of(rows[name], "another") is None
 
 
 @pytest.fixture
@@ -54,6 +77,31 @@ def written(bucket: Bucket) -> list[str]:
         for call in bucket.writer.calls
         if call[0] in ("put", "commit")
     ]
+
+
+def test_checksums_are_noted(bucket: Bucket, model: Path) -> None:
+    """A CRC for each MiB of each version; a push of what is there adds them if they are missing."""
+    assert NOTE == checksums.NOTE
+    assert not is_name(NOTE)
+    bucket.push(model)
+    check_note(bucket, model)
+    before = bucket.read(NOTE)
+    bucket.store.delete(PREFIX + NOTE)
+    bucket.make_writer()
+    assert bucket.push(model).bytes_moved == 0
+    assert bucket.read(NOTE) == before
+    assert written(bucket) == [NOTE]
+    bucket.make_writer()
+    bucket.push(model)
+    assert written(bucket) == []
+
+
+def test_checksums_follow_what_is_replaced(bucket: Bucket, model: Path) -> None:
+    """After a push that sends one file anew and keeps the others, the note is of all of them."""
+    bucket.push(model)
+    (model / "config.json").write_bytes(b"{}")
+    bucket.push(model, force=True)
+    check_note(bucket, model)
 
 
 def test_a_folder_becomes_a_model(bucket: Bucket, model: Path) -> None:
