@@ -145,9 +145,7 @@ def _targets(node: Node) -> list[str]:
 @pytest.mark.parametrize(
     "accident",
     [
-        _kill_mounter,
         _end_mounter,
-        _kill_plugin,
         _end_plugin,
         _kill_plugin_then_mounter,
         _kill_keeper,
