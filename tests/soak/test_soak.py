@@ -23,6 +23,7 @@ MEMORY_MAX = (48 + 150) * MIB
 """As docs/semantics.md has it, for the soak's options."""
 
 
+@pytest.mark.timeout(300)
 def test_cycles_of_mount_load_and_unmount_leave_nothing(tmp_path: Path) -> None:
     """No process, mount, connection, file or descriptor; and memory stays as it was."""
     make_files(tmp_path)
