@@ -79,7 +79,7 @@ class Fault:
     it struck, after `lasts_s`, or when all readers have ended. `seen`: at least one reader must see
     the errno, not only may. `listing`: what loads is a reader of names. `returns_s`: so long after
     all is well errors may still come. `by_name`: the mount knows its server by name. `scheme`: the
-    store.
+    store. `brief`: runs in `make test` as well, where a fault like it does not.
     """
 
     name: str
@@ -97,6 +97,7 @@ class Fault:
     returns_s: float = 0.0
     by_name: bool = False
     scheme: str = "s3"
+    brief: bool = True
 
     @property
     def bound_s(self) -> float:
@@ -158,7 +159,10 @@ _EXPIRED = _status(403, "ExpiredToken", scope="all", user=Credentials.first)[0]
 FAULTS: tuple[Fault, ...] = (
     # -- the server is busy -------------------------------------------------------------------
     Fault("503", *_status(503, "SlowDown", every=10), early=True),
-    Fault("429", *_status(429, "TooManyRequests", every=10, retry_after="1"), early=True),
+    Fault(
+        "429", *_status(429, "TooManyRequests", every=10, retry_after="1"),
+        early=True, brief=False,
+    ),
     Fault("retry-after", *_status(503, "SlowDown", every=10, retry_after="86400"), early=True),
     # -- connections ---------------------------------------------------------------------------
     Fault("reset", *_weather(Weather(event="reset", every=9)), early=True),
@@ -178,10 +182,10 @@ FAULTS: tuple[Fault, ...] = (
     Fault("content-range-always", *_injected("wrong-range"), errno="EIO", within="at once"),
     Fault("etag", *_injected("wrong-etag"), errno="ESTALE", within="at once"),
     Fault("412", *_status(412, "PreconditionFailed"), errno="ESTALE", within="at once"),
-    Fault("416", *_status(416, "InvalidRange"), errno="ESTALE", within="at once"),
+    Fault("416", *_status(416, "InvalidRange"), errno="ESTALE", within="at once", brief=False),
     Fault("gzip", *_injected("gzip", every=10), early=True),
     Fault("gzip-always", *_injected("gzip"), errno="EIO", within="at once"),
-    Fault("content-length", *_injected("wrong-length", every=10), early=True),
+    Fault("content-length", *_injected("wrong-length", every=10), early=True, brief=False),
     # -- gone ------------------------------------------------------------------------------------
     Fault("gone", *_weather(Weather(refused=True)), lasts_s=8.0, long_s=60.0, deadline_s=120.0),
     Fault(
@@ -198,7 +202,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault("expired", _EXPIRED, _renewed_late, errno="EACCES", within="at once", returns_s=RENEW_S),
     Fault(
         "skew", *_status(403, "RequestTimeTooSkewed", scope="all"),
-        errno="EACCES", within="at once",
+        errno="EACCES", within="at once", brief=False,
     ),
     Fault(
         "deleted", *_once(lambda stage: stage.delete()),
@@ -224,26 +228,35 @@ FAULTS: tuple[Fault, ...] = (
 
 ELSEWHERE: tuple[Fault, ...] = (
     Fault("gs-429", *_status(429, "rateLimitExceeded", every=10), early=True, scheme="gs"),
-    Fault("gs-reset", *_weather(Weather(event="reset", every=9)), early=True, scheme="gs"),
+    Fault(
+        "gs-reset", *_weather(Weather(event="reset", every=9)),
+        early=True, scheme="gs", brief=False,
+    ),
     Fault(
         "gs-gone", *_weather(Weather(refused=True)),
-        lasts_s=4.0, long_s=60.0, deadline_s=120.0, scheme="gs",
+        lasts_s=4.0, long_s=60.0, deadline_s=120.0, scheme="gs", brief=False,
     ),
     Fault(
         "gs-412", *_status(412, "conditionNotMet"),
         errno="ESTALE", within="at once", scheme="gs",
     ),
     Fault("az-503", *_status(503, "ServerBusy", every=10), early=True, scheme="az"),
-    Fault("az-reset", *_weather(Weather(event="reset", every=9)), early=True, scheme="az"),
+    Fault(
+        "az-reset", *_weather(Weather(event="reset", every=9)),
+        early=True, scheme="az", brief=False,
+    ),
     Fault(
         "az-gone", *_weather(Weather(refused=True)),
         lasts_s=4.0, long_s=60.0, deadline_s=120.0, scheme="az",
     ),
     Fault(
         "az-412", *_status(412, "ConditionNotMet"),
-        errno="ESTALE", within="at once", scheme="az",
+        errno="ESTALE", within="at once", scheme="az", brief=False,
     ),
-    Fault("redis-reset", *_weather(Weather(event="reset", every=9)), early=True, scheme="redis"),
+    Fault(
+        "redis-reset", *_weather(Weather(event="reset", every=9)),
+        early=True, scheme="redis", brief=False,
+    ),
     Fault(
         "redis-trickle", *_weather(Weather(event="trickle", every=24)), early=True, scheme="redis"
     ),
