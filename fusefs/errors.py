@@ -77,6 +77,16 @@ class Unsupported(FusefsError):
     errno = errno.EOPNOTSUPP
 
 
+class CannotStart(FusefsError):
+    """The system refused us a process; it may grant it later."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"cannot start the mount's processes: {reason}; raise the limit of processes"
+            " (ulimit -u, pids.max), of open files (ulimit -n) or of memory"
+        )
+
+
 class InternalError(FusefsError):
     """A defect of fusefs; logged with its traceback."""
 

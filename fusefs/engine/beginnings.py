@@ -13,17 +13,7 @@ from collections.abc import Sequence
 
 import trio
 
-from fusefs.errors import FusefsError
-
-
-class CannotStart(FusefsError):
-    """The system refused us a process; it may grant it later."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(
-            f"cannot start the mount's processes: {reason}; raise the limit of processes"
-            " (ulimit -u, pids.max), of open files (ulimit -n) or of memory"
-        )
+from fusefs.errors import CannotStart
 
 
 def channel_pair() -> tuple[socket.socket, socket.socket]:

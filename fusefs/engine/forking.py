@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import trio
 
 from fusefs.engine import jobs
-from fusefs.engine.beginnings import CannotStart, channel_pair, start_module
-from fusefs.errors import InternalError, from_wire
+from fusefs.engine.beginnings import channel_pair, start_module
+from fusefs.errors import CannotStart, InternalError, from_wire
 
 START_TIMEOUT_S = 25.0
 """For a spawner to import its SDK, 1 s; the keeper waits 30 s for all of a start."""

@@ -28,9 +28,10 @@ import trio
 
 from fusefs.engine import jobs
 from fusefs.engine.arena import Arena
-from fusefs.engine.beginnings import CannotStart, start_module
+from fusefs.engine.beginnings import start_module
 from fusefs.engine.blocks import Block, File, State
 from fusefs.engine.slots import Slots
+from fusefs.errors import CannotStart
 from fusefs.objects import Extent
 from fusefs.policy.pushed import PAGE_BYTES, PushedPages, PushedTotals, segment_blocks
 from fusefs.telemetry.counters import Counters

@@ -20,9 +20,8 @@ from typing import Any
 import trio
 
 from fusefs.engine import jobs
-from fusefs.engine.beginnings import CannotStart
 from fusefs.engine.forking import Forked, Spawner, Started, fork_worker, start_spawner
-from fusefs.errors import FusefsError, InternalError, StoreUnavailable, from_wire
+from fusefs.errors import CannotStart, FusefsError, InternalError, StoreUnavailable, from_wire
 from fusefs.telemetry.counters import Counters
 
 log = logging.getLogger("fusefs.pool")

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from fusefs.errors import FusefsError
+from fusefs.errors import CannotStart, FusefsError
 
 _MESSAGE_BYTES_MAX = 65536
 
@@ -141,22 +141,26 @@ def start_generation(job_fd: int, memory_fd: int) -> Generation:
     """Start a daemon, which waits to be told what to do (see `fusefs.mount.daemon`).
 
     Its spawner is started at the same time: each takes half a second to import what it needs.
+    Raises CannotStart.
     """
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    control, controlled = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        control, controlled = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    except OSError as error:
+        raise CannotStart(os.strerror(error.errno or 0)) from error
     with theirs, control, controlled:
         try:
             daemon = _spawn("mount.daemon", 0, [theirs, job_fd, memory_fd, control])
         except OSError as error:
             ours.close()
-            raise FusefsError(f"cannot start a daemon: {error.strerror}") from error
+            raise CannotStart(os.strerror(error.errno or 0)) from error
         generation = Generation(daemon, ours)
         try:
             spawner = _spawn("engine.spawner", daemon, [controlled, job_fd])
         except OSError as error:
             generation.kill()
             generation.hang_up()
-            raise FusefsError(f"cannot start a daemon: {error.strerror}") from error
+            raise CannotStart(os.strerror(error.errno or 0)) from error
     generation.tell({"spawner": spawner})
     return generation
 

@@ -32,7 +32,7 @@ from typing import Any
 import fusefs
 from fusefs.engine.machine import name_process
 from fusefs.engine.privileges import KEEPER, settle
-from fusefs.errors import FusefsError
+from fusefs.errors import CannotStart, FusefsError
 from fusefs.mount import kernel, renewal
 from fusefs.mount.estate import ESTATE_VERSION, Estate
 from fusefs.mount.generation import (
@@ -65,8 +65,6 @@ again to that one. Reads that wait for a slow store are the ones left."""
 
 DRAIN_WITHOUT_RESEND_S = 180.0
 """Where the kernel cannot send again, everything is waited for: reads have a deadline of 120 s."""
-
-_OF = "processes (ulimit -u, pids.max) or of open files (ulimit -n)"
 
 
 class Keeper:
@@ -366,8 +364,8 @@ def _start(keeper: Keeper) -> dict[str, Any]:
         return report
     except OSError as error:  # a limit of processes or of open files
         keeper.stop()
-        message = f"cannot start the mount's processes: {error.strerror}; raise the limit of {_OF}"
-        return {"ok": False, "status": 1, "message": message}
+        refused = CannotStart(os.strerror(error.errno or 0))
+        return {"ok": False, "status": 1, "message": str(refused)}
     except Stopped:
         keeper.stop()
         return {"ok": False, "status": 1, "message": "stopped before it was mounted"}

@@ -124,7 +124,7 @@ def test_every_setting_can_come_from_the_environment(tmp_path: Path, setting: Se
 
 def _other_value(setting: Setting) -> str:
     """A value the setting accepts that is not its default."""
-    for text in ("true", "false", "64M", "4M", "37", "/37", "http://37", "debug", "x"):
+    for text in ("true", "false", "64M", "4M", "37", "/37", "http://37", "debug", "check", "x"):
         try:
             if setting.parse(text, "test") != setting.default:
                 return text
