@@ -23,7 +23,6 @@ from fusefs.cli.kubernetes import add_kubernetes
 from fusefs.cli.preflight import (
     check_apart,
     check_fuse,
-    check_log,
     check_mountpoint,
     prepare_mountpoint,
     resolve_mountpoint,
@@ -174,7 +173,6 @@ def _checked_job(arguments: argparse.Namespace) -> dict[str, Any]:
         prepare_mountpoint(mountpoint)
     check_mountpoint(mountpoint)
     check_apart(source, mountpoint)
-    check_log(config.log.file)
     check_fuse(os.geteuid() == 0)
     check_log_file(config.log.file)
     return {

@@ -77,22 +77,6 @@ def check_mountpoint(mountpoint: str) -> None:
         raise FusefsError(f"the mountpoint {mountpoint} is not empty: a mount would hide its files")
 
 
-def check_log(file: str | None) -> None:
-    """Raise `ConfigError` if the log's file cannot be written to.
-
-    Processes that start in the background have nobody to tell.
-    """
-    if file is None:
-        return
-    try:
-        with open(file, "ab"):
-            return
-    except OSError as error:
-        raise ConfigError(
-            f"log.file {file} cannot be opened ({error.strerror}): name one that can be written"
-        ) from error
-
-
 def check_apart(source: Source, mountpoint: str) -> None:
     """Raise `ConfigError` for a mount inside its own source: listing would walk into itself."""
     if source.scheme == "file" and Path(mountpoint).is_relative_to(os.path.realpath(source.bucket)):

@@ -63,7 +63,8 @@ def test_a_push_goes_on_once_the_read_is_answered(plain_big: Path, stopped: str)
 @pytest.mark.parametrize("stopped", ["daemon", "workers"])
 def test_killing_the_daemon_costs_readers_and_pusher_no_byte(plain_big: Path, stopped: str) -> None:
     """With READs and a push that wait for each other: the next daemon answers, and frees both."""
-    with open_mount(f"file://{plain_big.parent}", *OPTIONS) as mounted:
+    source = f"file://{plain_big.parent}"
+    with open_mount(source, *OPTIONS, warnings_expected=True) as mounted:
         with open_blocked(mounted, plain_big, stopped) as blocked:
             os.kill(blocked.pids["daemon"], signal.SIGKILL)
             assert set(blocked.answers(BOUND_S)) == {"exact"}
