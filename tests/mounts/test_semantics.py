@@ -303,7 +303,7 @@ def test_watching_tells_of_this_machine_alone(tmp_path: Path) -> None:
             (tmp_path / "more").write_bytes(b"new")
             (tmp_path / "file").write_bytes(b"newer")
             until = time.monotonic() + EVENT_BOUND_S
-            while os.listdir(mounted.path) != ["file", "more"]:  # the mount knows by now
+            while sorted(os.listdir(mounted.path)) != ["file", "more"]:  # the mount knows by now
                 assert time.monotonic() < until
             seen = os.read(watch, 65536)
             (mounted.path / "more").read_bytes()
