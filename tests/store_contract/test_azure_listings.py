@@ -123,7 +123,7 @@ def test_heads(server: WireServer, store: AzureStore) -> None:
     server.answers.append(answer("200 OK", dict(full)))
     assert store.head("object").size == 7
     for missing in full:
-        server.answers.append(answer("200 OK", {**full, missing: None}, ending="close"))
+        server.answers.append(answer("200 OK", {**full, missing: None}))
         with pytest.raises(StoreUnavailable):
             store.head("object")
     server.answers.append(answer("200 OK", {**full, "x-ms-meta-hdi_isfolder": "true"}))

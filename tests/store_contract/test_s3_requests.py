@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 import pytest
+from botocore.auth import AUTH_TYPE_MAPS
 
 from fusefs.config import S3Config
 from fusefs.errors import AccessDenied, ConfigError, StoreUnavailable
@@ -54,6 +55,10 @@ def test_requester_pays(server: WireServer, stores: list[S3Store]) -> None:
             "arn:aws:s3:eu-west-3:123456789012:accesspoint/models",
             "models-123456789012.s3-accesspoint.eu-west-3.amazonaws.com:443",
         ),
+        (
+            "arn:aws:s3::123456789012:accesspoint/mfzwi23gnjvgw.mrap",
+            "mfzwi23gnjvgw.mrap.accesspoint.s3-global.amazonaws.com:443",
+        ),
         ("models-abc-s3alias", "models-abc-s3alias.s3.eu-west-1.amazonaws.com:443"),
     ],
 )
@@ -76,8 +81,13 @@ def test_access_points(
     assert server.requests[0].startswith(f"CONNECT {host}")
 
 
-def test_access_points_of_several_regions(stores: list[S3Store], server: WireServer) -> None:
+def test_access_points_of_several_regions(
+    stores: list[S3Store], server: WireServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What needs a part of the SDK that is not there names the package."""
+    monkeypatch.setattr("botocore.regions.HAS_CRT", False)
+    for kind in ("s3v4a", "v4a"):
+        monkeypatch.delitem(AUTH_TYPE_MAPS, kind, raising=False)
     arn = "arn:aws:s3::123456789012:accesspoint/mfzwi23gnjvgw.mrap"
     store = S3Store(arn, S3Config(region="eu-west-1"), 1)
     stores.append(store)
