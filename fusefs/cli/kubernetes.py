@@ -1,4 +1,4 @@
-"""The commands of the Kubernetes images: `fusefs csi-plugin` and `fusefs csi-mounter`.
+"""The commands of the Kubernetes images: `fusefs csi-plugin`, `csi-mounter` and `csi-sidecar`.
 
 What they do is in `fusefs.kubernetes`, imported when one is run: grpcio comes with the extra
 `kubernetes` only.
@@ -21,7 +21,7 @@ Commands = Any  # argparse has no public name for what add_subparsers returns
 
 
 def add_kubernetes(commands: Commands) -> None:
-    """Add both commands."""
+    """Add all of them."""
     plugin = commands.add_parser("csi-plugin", help="Kubernetes: mount volumes on this node")
     plugin.add_argument(
         "--endpoint", required=True, metavar="unix:///PATH", help="socket that kubelet calls"
@@ -59,15 +59,27 @@ def add_kubernetes(commands: Commands) -> None:
     _add_shared(mounter)
     mounter.set_defaults(command=_mounter)
 
+    sidecar = commands.add_parser(
+        "csi-sidecar", help="Kubernetes: serve a volume of one's own pod (mode: sidecar)"
+    )
+    _add_shared(sidecar, SIDECAR_RUN_FOLDER, "the emptyDir that the volume names as sidecarVolume")
+    sidecar.set_defaults(command=_mounter)
 
-def _add_shared(parser: argparse.ArgumentParser) -> None:
+
+SIDECAR_RUN_FOLDER = Path("/run/fusefs")
+
+
+def _add_shared(
+    parser: argparse.ArgumentParser,
+    folder: Path = Path("/run") / DRIVER_NAME,
+    what: str = "folder on a tmpfs that plugin and mounter share, at the same path",
+) -> None:
     parser.add_argument(
-        "--run-dir", type=Path, default=Path("/run") / DRIVER_NAME, metavar="DIR",
-        help="folder on a tmpfs that plugin and mounter share, at the same path",
-    )  # fmt: skip
+        "--run-dir", type=Path, default=folder, metavar="DIR", help=f"{what} ({folder})"
+    )
     parser.add_argument(
         "--http-port", type=int, default=0, metavar="PORT",
-        help="serve /healthz and /metrics there (0: nowhere)",
+        help="serve /healthz, /readyz and /metrics there (0: nowhere)",
     )  # fmt: skip
     parser.add_argument(
         "--log-level", choices=("debug", "info", "warning", "error"), default="info"

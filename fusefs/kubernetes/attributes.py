@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -25,6 +26,7 @@ FROM_KUBELET = ("csi.storage.k8s.io/", "storage.kubernetes.io/")
 """Attributes that kubelet and the provisioner add; none of them says what to mount."""
 
 TOKENS = "csi.storage.k8s.io/serviceAccount.tokens"
+POD_UID = "csi.storage.k8s.io/pod.uid"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +40,21 @@ class Attribute:
 SECRET, SERVICE_ACCOUNT, DRIVER, ANONYMOUS = "secret", "serviceAccount", "driver", "anonymous"
 AUTHENTICATIONS = (SECRET, SERVICE_ACCOUNT, DRIVER, ANONYMOUS)
 
+SHARED, SIDECAR = "shared", "sidecar"
+MODES = (SHARED, SIDECAR)
+SIDECAR_VOLUME = "fusefs"
+
 ATTRIBUTES: dict[str, Attribute] = {
     "source": Attribute("s3://bucket/prefix, gs://…, az://…, redis://…", "what the volume shows"),
+    "mode": Attribute(
+        " or ".join(MODES),
+        "who serves the volume: the node's mounter, for all pods that ask for the same (shared), or"
+        " a container of the pod, with its own credentials and memory (sidecar)",
+    ),
+    "sidecarVolume": Attribute(
+        "name of an emptyDir of the pod",
+        f"where plugin and sidecar meet, with mode: sidecar ({SIDECAR_VOLUME})",
+    ),
     "authentication": Attribute(
         ", ".join(AUTHENTICATIONS),
         "whose credentials are used: those of the secret, of the pod's service account, of the"
@@ -77,6 +92,12 @@ _NOT_A_VOLUMES = {
 }
 """Settings that a volume does not make, each with its reason."""
 
+_OF_THE_MOUNTER = frozenset({"engine.memory"})
+"""Defaults that fit the mounter's container, and not a sidecar's."""
+
+_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+"""A DNS label, as Kubernetes wants names of volumes to be; a pod's UID is one as well."""
+
 _MEANINGLESS_FLAGS = frozenset({"ro", "rw", "nosuid", "nodev", "noexec", "noatime", "relatime"})
 """Mount options that say what every mount of ours is, or (`rw`) what claims carry by default."""
 
@@ -99,13 +120,25 @@ class Rules:
 
 
 @dataclass(frozen=True, slots=True)
+class PodVolume:
+    """An emptyDir of a pod, by its name there."""
+
+    pod_uid: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class Volume:
-    """What a volume asks for, checked; holds no secret."""
+    """What a volume asks for, checked; holds no secret.
+
+    `meeting` is where the sidecar that serves it is met, or None if the node's mounter serves it.
+    """
 
     source: Source
     config: Config
     authentication: str
     attributes: Mapping[str, str]
+    meeting: PodVolume | None = None
 
     def describe(self) -> dict[str, Any]:
         """Plain values; two volumes are served alike if these and the identity are equal."""
@@ -141,13 +174,20 @@ def parse_volume(
         raise ConfigError(
             "the volume has no attribute source: set it to s3://bucket/prefix, or to another SOURCE"
         )
-    config = _config({**rules.defaults, **settings})
+    meeting = _meeting(own, context)
+    left_out = frozenset() if meeting is None else _OF_THE_MOUNTER
+    defaults = {name: value for name, value in rules.defaults.items() if name not in left_out}
+    config = _config({**defaults, **settings})
     source = parse_source(own["source"], config)
-    authentication = _authentication(own, has_secret, source, config, rules)
+    if meeting is not None:
+        authentication = _of_a_sidecar(own, has_secret)
+    else:
+        authentication = _authentication(own, has_secret, source, config, rules)
     if authentication == ANONYMOUS:
-        config = _config({**rules.defaults, **settings, **_anonymous(source)})
-    _check_allowed(source, authentication, settings, rules)
-    return Volume(source, config, authentication, own)
+        config = _config({**defaults, **settings, **_anonymous(source)})
+    if meeting is None:  # else it is the pod's own container that opens and connects
+        _check_allowed(source, authentication, settings, rules)
+    return Volume(source, config, authentication, own, meeting)
 
 
 def tokens_in(context: Mapping[str, str], secrets: Mapping[str, str]) -> dict[str, str]:
@@ -169,10 +209,9 @@ def tokens_in(context: Mapping[str, str], secrets: Mapping[str, str]) -> dict[st
 def _one_line(name: str, text: str) -> str:
     if not text.isprintable() or len(text) > 4096:
         raise ConfigError(f"the attribute {name} must be one line of text")
-    if name == "authentication" and text not in AUTHENTICATIONS:
-        raise ConfigError(
-            f"authentication must be one of {', '.join(AUTHENTICATIONS)}, not {text[:80]!r}"
-        )
+    choices = {"authentication": AUTHENTICATIONS, "mode": MODES}.get(name)
+    if choices is not None and text not in choices:
+        raise ConfigError(f"{name} must be one of {', '.join(choices)}, not {text[:80]!r}")
     return text
 
 
@@ -205,6 +244,31 @@ def _config(settings: Mapping[str, Value]) -> Config:
     if (config.engine.range_size or 0) % config.engine.block_size:
         raise ConfigError("engine.range_size must be a multiple of engine.block_size")
     return config
+
+
+def _meeting(own: Mapping[str, str], context: Mapping[str, str]) -> PodVolume | None:
+    if own.get("mode", SHARED) == SHARED:
+        if "sidecarVolume" in own:
+            raise ConfigError("sidecarVolume is for volumes with mode: sidecar: leave it out")
+        return None
+    name, uid = own.get("sidecarVolume", SIDECAR_VOLUME), context.get(POD_UID, "")
+    if _LABEL.fullmatch(name) is None:
+        raise ConfigError(f"sidecarVolume must be the name of an emptyDir, not {name[:80]!r}")
+    if _LABEL.fullmatch(uid) is None:
+        raise ConfigError(
+            "mode: sidecar needs to know the pod: the CSIDriver object needs podInfoOnMount: true"
+        )
+    return PodVolume(uid, name)
+
+
+def _of_a_sidecar(own: Mapping[str, str], has_secret: bool) -> str:
+    """Whose credentials a sidecar's volume uses: the container's own, or none."""
+    if own.get("authentication", ANONYMOUS) != ANONYMOUS or has_secret:
+        raise ConfigError(
+            "with mode: sidecar the credentials are those of the sidecar's container: give them to"
+            " it, and leave out authentication and nodePublishSecretRef"
+        )
+    return own.get("authentication", SIDECAR)
 
 
 def _anonymous(source: Source) -> dict[str, Value]:

@@ -1,8 +1,9 @@
-"""One connection between plugin and mounter: JSON messages, answers to them, and what they carry.
+"""One connection of the plugin, to the mounter or a sidecar: JSON messages and what they carry.
 
 Either end asks and the other answers; a message may carry a mount's estate, whose descriptors go
 with it. The one idea: one thread receives, whoever asked waits on a condition with a limit, so that
-a silent other end costs a time and never a thread.
+a silent other end costs a time and never a thread. A sidecar is its pod's: what it sends has the
+shape of a message, or the connection ends.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import json
 import logging
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -26,6 +28,13 @@ Message = dict[str, Any]
 
 MESSAGE_BYTES_MAX = 64 * 1024
 """A status with all its warnings has some 10 KiB."""
+
+
+SEND_TIMEOUT_S = 10
+"""Of one message: an end that takes nothing off its socket must not hold up the other."""
+
+_TIMEVAL = struct.Struct("ll")
+"""struct timeval of <sys/time.h>, for SO_SNDTIMEO."""
 
 
 class LinkDown(StoreUnavailable):
@@ -49,6 +58,8 @@ class Channel:
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
+        limit = _TIMEVAL.pack(SEND_TIMEOUT_S, 0)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
         self._sending = threading.Lock()
         self._changed = threading.Condition()
         self._next = 0
@@ -87,7 +98,7 @@ class Channel:
             with self._changed:
                 del self._answers[number]
         if "error" in answer:
-            raise from_wire(answer["error"])
+            raise _error_in(answer["error"])
         return answer
 
     def answer(self, question: Message, answer: Message | FusefsError) -> None:
@@ -105,8 +116,8 @@ class Channel:
                     on_message(arrived)
                     continue
                 with self._changed:
-                    if message["to"] in self._answers:
-                        self._answers[message["to"]] = message
+                    if (number := message.get("to")) in self._answers:
+                        self._answers[number] = message
                         self._changed.notify_all()
         finally:
             with self._changed:
@@ -124,9 +135,34 @@ class Channel:
             data = self._connection.recv(MESSAGE_BYTES_MAX)
             if not data:
                 return None
-            message: Message = json.loads(data)
+            message = _read_message(data)
             estate = Estate.receive(self._connection) if message["carries"] else None
-        except (OSError, ValueError, FusefsError) as error:
+        except (OSError, ValueError, RecursionError, FusefsError) as error:
             log.warning("the connection between plugin and mounter broke: %s", error)
             return None
         return Arrived(message, estate)
+
+
+_SHAPE: dict[str, tuple[type, ...]] = {
+    "op": (str,),
+    "key": (str, type(None)),
+    "to": (int, type(None)),
+    "carries": (bool,),
+}
+
+
+def _read_message(data: bytes) -> Message:
+    """Raises ValueError or RecursionError if it is none."""
+    message = json.loads(data)
+    if not isinstance(message, dict) or any(
+        not isinstance(message.get(name), kinds) for name, kinds in _SHAPE.items()
+    ):
+        raise ValueError("what came is no message")
+    return message
+
+
+def _error_in(wire: object) -> FusefsError:
+    try:
+        return from_wire(wire)  # type: ignore[arg-type] # it is looked at
+    except (TypeError, KeyError, AttributeError):
+        return FusefsError("the answer was an error without a sentence")

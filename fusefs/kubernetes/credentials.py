@@ -17,6 +17,7 @@ from fusefs.kubernetes.attributes import (
     DRIVER,
     SECRET,
     SERVICE_ACCOUNT,
+    SIDECAR,
     TOKENS,
     Volume,
     tokens_in,
@@ -82,6 +83,8 @@ def credentials_of(
             "the volume has no credentials: reference a secret with nodePublishSecretRef, name the"
             " cloud's role for the pod's service account, or set authentication: anonymous"
         )
+    if volume.meeting is not None:
+        return Credentials(SIDECAR, inherit=True)
     if volume.authentication == SECRET:
         return _of_secret(volume, context, secrets)
     if volume.authentication == SERVICE_ACCOUNT:

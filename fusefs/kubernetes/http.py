@@ -1,4 +1,4 @@
-"""`/healthz` and `/metrics` over HTTP, for probes and Prometheus: two answers, from memory."""
+"""`/healthz`, `/readyz` and `/metrics` over HTTP, for probes and Prometheus: all from memory."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+Trouble = Callable[[], str | None]
+"""Says what is wrong, or None."""
+
 
 def serve_http(
-    port: int, health: Callable[[], str | None], metrics: Callable[[], str]
+    port: int, health: Trouble, metrics: Callable[[], str], ready: Trouble | None = None
 ) -> ThreadingHTTPServer:
-    """Answer on `port` from a thread. `health` says what is wrong, or None. Raises OSError."""
+    """Answer on `port` from a thread; without `ready`, who is well is ready. Raises OSError."""
+    probes = {"/healthz": health, "/readyz": ready or health}
 
     class Handler(BaseHTTPRequestHandler):
         """Answers GET."""
@@ -18,14 +22,14 @@ def serve_http(
         timeout = 10
 
         def do_GET(self) -> None:
-            """The two pages."""
-            if self.path == "/healthz":
-                trouble = health()
+            """The three pages."""
+            if self.path in probes:
+                trouble = probes[self.path]()
                 self._answer(503 if trouble else 200, f"{trouble or 'ok'}\n")
             elif self.path == "/metrics":
                 self._answer(200, metrics(), "text/plain; version=0.0.4; charset=utf-8")
             else:
-                self._answer(404, "there are /healthz and /metrics\n")
+                self._answer(404, "there are /healthz, /readyz and /metrics\n")
 
         def _answer(self, status: int, text: str, kind: str = "text/plain; charset=utf-8") -> None:
             body = text.encode()

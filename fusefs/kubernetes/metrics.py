@@ -50,11 +50,11 @@ def plugin_metrics(plugin: Plugin) -> str:
             ),
             metric(
                 "fusefs_csi_mounter_connected", "gauge", "Whether the mounter is connected.",
-                [({}, float(plugin.mounters.is_connected))],
+                [({}, float(plugin.mounter.is_connected))],
             ),
             metric(
                 "fusefs_csi_mounter_connections_total", "counter",
-                "How often a mounter connected.", [({}, float(plugin.mounters.connections_total))],
+                "How often a mounter connected.", [({}, float(plugin.mounter.connections_total))],
             ),
         )
     )  # fmt: skip

@@ -1,8 +1,9 @@
-"""The unprivileged process that serves: `fusefs csi-mounter`, process 1 of its container.
+"""The unprivileged process that serves: `fusefs csi-mounter`, or `csi-sidecar` in a pod of others.
 
-Connects to the plugin, takes mounts from it, and runs a keeper for each. It holds the second copy
-of all that a mount needs to live on: a keeper that died is started again from it, and a plugin that
-was started anew gets it back. It has no privilege, mounts nothing and sees no mount.
+Process 1 of its container. Connects to the plugin, takes mounts from it, and runs a keeper for
+each. It holds the second copy of all that a mount needs to live on: a keeper that died is started
+again from it, and a plugin that was started anew gets it back. It has no privilege, mounts nothing
+and sees no mount.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import signal
 import socket
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ import fusefs
 from fusefs.errors import FusefsError
 from fusefs.kubernetes.channel import Arrived, Channel, LinkDown, Message
 from fusefs.kubernetes.places import link_of
+from fusefs.kubernetes.records import Record, read_record
 from fusefs.kubernetes.serving import Serving
 from fusefs.mount.estate import Estate
 
@@ -46,6 +49,12 @@ class Mounter:
         self._served: dict[str, Serving] = {}
         self._channel: Channel | None = None
         self._ending = threading.Event()
+        self._trouble: str | None = "the plugin has not asked for anything to be served yet"
+
+    @property
+    def trouble(self) -> str | None:
+        """Why nothing is served, in one sentence; None once a mount is, whatever comes later."""
+        return self._trouble
 
     @property
     def is_connected(self) -> bool:
@@ -70,6 +79,9 @@ class Mounter:
     def stop(self) -> None:
         """End all daemons in order; the mounts live on, with the plugin."""
         self._ending.set()
+        if self._channel is not None:
+            with contextlib.suppress(LinkDown):
+                self._channel.tell({"op": "leaving"})
         with self._lock:
             served, self._served = self._served, {}
         threads = [threading.Thread(target=serving.stop) for serving in served.values()]
@@ -121,8 +133,13 @@ class Mounter:
             serving.restart()
 
     def _serve(self, channel: Channel, message: Message, estate: Estate) -> None:
-        folder = self._run / "keys" / message["key"]
-        serving = Serving(message["key"], folder, estate, self._tell_given_up)
+        # A sidecar is told what to serve, and has credentials of its own.
+        if "record" in message:
+            folder, record = None, Record(**message["record"])
+        else:
+            folder = self._run / "keys" / message["key"]
+            record = read_record(folder)
+        serving = Serving(record, folder, estate, self._tell_given_up)
         with self._lock:
             self._served[serving.key] = serving
         _in_thread(self._start, channel, message, serving)
@@ -134,9 +151,14 @@ class Mounter:
             with self._lock:
                 self._served.pop(serving.key, None)
             serving.stop()
+            serving.estate.close()
             refused = error if isinstance(error, FusefsError) else FusefsError(str(error))
+            log.error("%s cannot be served: %s", serving.record.source, refused)  # noqa: TRY400
+            if self._trouble is not None:
+                self._trouble = str(refused)
             channel.answer(message, refused)
         else:
+            self._trouble = None
             channel.answer(message, {})
 
     def _release(self, channel: Channel, message: Message, serving: Serving) -> None:
@@ -204,7 +226,8 @@ def run_mounter(run_folder: Path, http_port: int) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
     if http_port:
-        serve_http(http_port, lambda: None, lambda: mounter_metrics(mounter))
+        metrics = partial(mounter_metrics, mounter)
+        serve_http(http_port, lambda: None, metrics, lambda: mounter.trouble)
     threading.Thread(target=mounter.run, name="link", daemon=True).start()
     if os.getpid() == 1:
         threading.Thread(target=reap_orphans, args=(ended,), name="reaper", daemon=True).start()

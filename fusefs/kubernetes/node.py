@@ -161,7 +161,9 @@ class Node:
         self._records.write_target(
             Target(asked.path, asked.volume_id, key, asked.read_only, asked.arguments)
         )
-        mounts.bind(self._sources.mountpoint(key), asked.path, asked.read_only)
+        # With a sidecar, the whole mount turns read-only when it serves.
+        read_only = asked.read_only or mount.record.meeting is not None
+        mounts.bind(self._sources.mountpoint(key), asked.path, read_only)
 
     def _republish(self, asked: Publish, known: Target) -> None:
         """Renew; raise only if what is asked is another volume than what is there."""

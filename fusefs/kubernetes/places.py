@@ -59,6 +59,17 @@ class Places:
         """Where the source of `key` is mounted."""
         return self.mounts / key
 
+    def meeting(self, pod_uid: str, name: str) -> Path:
+        """The emptyDir `name` of a pod, where kubelet has it."""
+        return self._pod(pod_uid, "volumes") / name
+
+    def meeting_ready(self, pod_uid: str, name: str) -> Path:
+        """What kubelet makes when that emptyDir is set up (pkg/volume/emptydir: SetReady)."""
+        return self._pod(pod_uid, "plugins") / name / "ready"
+
+    def _pod(self, pod_uid: str, part: str) -> Path:
+        return self.kubelet / "pods" / pod_uid / part / "kubernetes.io~empty-dir"
+
     def target_file(self, target: str) -> Path:
         """What is known of the target at this path."""
         return self.targets / f"{hashlib.sha256(target.encode()).hexdigest()[:32]}.json"

@@ -22,13 +22,14 @@ from fusefs.kubernetes.answers import Calls
 from fusefs.kubernetes.attributes import Rules
 from fusefs.kubernetes.controller import Controller, Identity
 from fusefs.kubernetes.http import serve_http
+from fusefs.kubernetes.link import Callbacks, Link
 from fusefs.kubernetes.metrics import plugin_metrics
-from fusefs.kubernetes.mounters import Mounters
 from fusefs.kubernetes.node import Node
 from fusefs.kubernetes.places import Places
 from fusefs.kubernetes.raising import Raiser
 from fusefs.kubernetes.records import Records
 from fusefs.kubernetes.registration import Registration
+from fusefs.kubernetes.sockets import listen_for_mounter
 from fusefs.kubernetes.sources import Sources
 from fusefs.kubernetes.wire import Server, handler
 
@@ -65,8 +66,8 @@ class Plugin:
             raise ConfigError(f"--node-id has more than {NODE_ID_BYTES_MAX} bytes")
         self._records = Records(options.places, options.mounter_uid)
         self.calls = Calls()
-        self.mounters = Mounters(options.places.link, options.mounter_uid)
-        self.sources = Sources(options.places, self._records, self.mounters, Raiser())
+        self.mounter = Link("the mounter of this node", options.mounter_uid)
+        self.sources = Sources(options.places, self._records, self.mounter, Raiser())
         self.node = Node(options.node_id, self.sources, self._records, options.rules)
         self.registration = Registration(options.places.driver, self._socket)
 
@@ -75,7 +76,10 @@ class Plugin:
         options = self._options
         self._records.prepare()
         self.sources.load()
-        self.mounters.start(self.sources.resume, self.sources.give_up)
+        self.mounter.start(
+            listen_for_mounter(options.places.link, options.mounter_uid),
+            Callbacks(self.sources.resume, self.sources.give_up),
+        )
         servers = [Server(self._socket, self._handlers())]
         if options.registrar:
             servers.append(self.registration.server(options.places.registration))

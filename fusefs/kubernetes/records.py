@@ -27,7 +27,10 @@ VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One mount key: what is served, for whom, and as which device once it is mounted."""
+    """One mount key: what is served, for whom, and as which device once it is mounted.
+
+    `meeting` is the folder where its sidecar is met, or None if the mounter serves it.
+    """
 
     key: str
     source: str
@@ -36,11 +39,14 @@ class Record:
     fingerprint: str
     inherit: bool
     device: str | None = None
+    meeting: str | None = None
 
     def serves(self, volume: dict[str, Any], credentials: Credentials) -> bool:
         """Whether a volume that asks for this, with these credentials, can share the mount."""
-        return self.is_of(volume, credentials.subject) and (
-            self.fingerprint == credentials.fingerprint
+        return (
+            self.meeting is None
+            and self.is_of(volume, credentials.subject)
+            and self.fingerprint == credentials.fingerprint
         )
 
     def is_of(self, volume: dict[str, Any], subject: str) -> bool:

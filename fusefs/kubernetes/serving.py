@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from fusefs.errors import ConfigError, FusefsError, StoreUnavailable, from_wire
-from fusefs.kubernetes.records import Record, read_record
+from fusefs.kubernetes.records import Record
 from fusefs.kubernetes.surroundings import environment_for
 from fusefs.mount import kernel
 from fusefs.mount.estate import Estate
@@ -48,6 +48,9 @@ _LINE_BYTES_MAX = 65536
 class Serving:
     """The keeper of one mount key. Thread-safe.
 
+    `folder` holds the credentials of its daemon, whose environment is otherwise without any; None
+    if the daemon's are our own.
+
     The mutable state of Serving is the keeper that runs, the estate (which gains its listener
     later), and whether the end was asked for. INVARIANT: `_process` is changed under `_lock` only,
     and at most one session of this key lives.
@@ -57,11 +60,15 @@ class Serving:
     """Processes that somebody here waits for."""
 
     def __init__(
-        self, key: str, folder: Path, estate: Estate, given_up: Callable[[str], None]
+        self,
+        record: Record,
+        folder: Path | None,
+        estate: Estate,
+        given_up: Callable[[str], None],
     ) -> None:
-        self.key = key
+        self.key = record.key
         self._folder = folder
-        self._record = read_record(folder)
+        self._record = record
         self._given_up = given_up
         self._lock = threading.RLock()
         self._ended = threading.Event()
@@ -110,7 +117,11 @@ class Serving:
 
     def _start(self) -> None:
         """Raises FusefsError or OSError; then no process is left."""
-        _check_folder(self._record.source)
+        if self._folder is None:
+            environment = dict(os.environ)
+        else:
+            _check_folder(self._record.source)
+            environment = environment_for(self._record, self._folder)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         report_end, keepers_end = os.pipe()
         job_fd = os.memfd_create("fusefs-job")
@@ -123,7 +134,7 @@ class Serving:
                 start_new_session=True,
                 stdin=subprocess.DEVNULL,
                 cwd="/",
-                env=environment_for(self._record, self._folder),
+                env=environment,
             )
         except OSError:
             os.close(report_end)

@@ -12,10 +12,12 @@ mount like an open file does.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import select
 import socket
+import stat
 import struct
 from dataclasses import dataclass, replace
 from typing import Any
@@ -33,6 +35,9 @@ INIT_TIMEOUT_S = 10.0
 _MESSAGE_BYTES_MAX = 65536
 _READ_BYTES = 65536
 """Reads of /dev/fuse must have room for 8 KiB at least."""
+
+_FUSE_DEVICE = (10, 229)
+"""/dev/fuse (Documentation/admin-guide/devices.txt)."""
 
 _FLAGS2_AT = 40 + 16
 """In a FUSE_INIT request: after fuse_in_header (40 bytes) and major, minor, max_readahead and flags
@@ -69,6 +74,11 @@ class Estate:
         flags2: int = struct.unpack_from("=I", self.init_request, _FLAGS2_AT)[0]
         return bool(flags2 & _HAS_RESEND)
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether the hints' socket was bound, or it is known why it was not."""
+        return self.listener_fd is not None or bool(self.no_listener)
+
     def send(self, channel: socket.socket) -> None:
         """Give a copy to whoever reads at the other end. Raises OSError."""
         message = {
@@ -89,12 +99,25 @@ class Estate:
         data, fds, _, _ = socket.recv_fds(channel, _MESSAGE_BYTES_MAX, 3)
         try:
             return _from_message(json.loads(data or b"null"), fds)
-        except (TypeError, KeyError, ValueError) as error:
+        except (TypeError, KeyError, ValueError, RecursionError) as error:
             close_all(fds)
             raise FusefsError("what was sent is not the estate of a mount") from error
         except FusefsError:
             close_all(fds)
             raise
+
+    def check_kind(self) -> None:
+        """See that the descriptors are of the kinds they should be; for an estate of a stranger.
+
+        Others could make a holder wait for whoever serves them. Raises FusefsError.
+        """
+        device = os.fstat(self.fuse_fd)
+        try:
+            fcntl.fcntl(self.memory_fd, fcntl.F_GET_SEALS)  # fails where it is not plain memory
+        except OSError as error:
+            raise FusefsError("what was sent as a mount's memory is something else") from error
+        if not stat.S_ISCHR(device.st_mode) or device.st_rdev != os.makedev(*_FUSE_DEVICE):
+            raise FusefsError("what was sent as a mount's connection is something else")
 
     def with_listener(self, listener_fd: int | None, why: str) -> Estate:
         """The same with another listening socket, or with the reason for none."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -99,6 +100,7 @@ class Node:
     wrap: Wrap
     plugin: subprocess.Popen[bytes] | None = None
     mounter: subprocess.Popen[bytes] | None = None
+    sidecar: subprocess.Popen[bytes] | None = None
     http_ports: tuple[int, int] = (0, 0)
     published: dict[str, str] = field(default_factory=dict)
 
@@ -113,7 +115,7 @@ class Node:
         return self.root / "run"
 
     @property
-    def socket(self) -> Path:
+    def endpoint(self) -> Path:
         """Where the plugin is called."""
         return self.kubelet / "plugins" / DRIVER / "csi.sock"
 
@@ -122,7 +124,7 @@ class Node:
         """What both processes wrote."""
         return "".join(
             (self.root / name).read_text(errors="replace")
-            for name in ("plugin.log", "mounter.log")
+            for name in ("plugin.log", "mounter.log", "sidecar.log")
             if (self.root / name).exists()
         )
 
@@ -132,7 +134,7 @@ class Node:
             "plugin",
             [
                 *_cli("csi-plugin"),
-                f"--endpoint=unix://{self.socket}",
+                f"--endpoint=unix://{self.endpoint}",
                 "--node-id=node-1",
                 f"--kubelet-dir={self.kubelet}",
                 f"--run-dir={self.run}",
@@ -152,13 +154,18 @@ class Node:
             ],
         )
 
+    def start_sidecar(self, folder: Path, http_port: int = 0) -> None:
+        """Start one that serves a pod's volume, as unprivileged as the mounter."""
+        command = [*_cli("csi-sidecar"), f"--run-dir={folder}", f"--http-port={http_port}"]
+        self.sidecar = self._spawn("sidecar", command)
+
     def kill(self, name: str) -> None:
         """SIGKILL one of them, with all that runs below it."""
         process = getattr(self, name)
-        if name == "mounter":
-            os.kill(_child_of(process.pid), signal.SIGKILL)
-        else:
+        if name == "plugin":
             process.kill()
+        else:
+            os.kill(_child_of(process.pid), signal.SIGKILL)
         process.wait()
 
     def terminate(self, name: str) -> int:
@@ -172,7 +179,7 @@ class Node:
     @contextmanager
     def client(self) -> Iterator[Client]:
         """Calls to the plugin."""
-        client = Client(self.socket)
+        client = Client(self.endpoint)
         try:
             yield client
         finally:
@@ -217,8 +224,8 @@ may lie in root's own folders."""
 
 
 def in_a_pid_namespace(node: Node, name: str, command: list[str]) -> list[str]:
-    """The plugin as it is; the mounter without privilege, and as process 1."""
-    return [*UNPRIVILEGED, *command] if name == "mounter" else command
+    """The plugin as it is; the others without privilege, and as process 1."""
+    return command if name == "plugin" else [*UNPRIVILEGED, *command]
 
 
 def _cli(command: str) -> list[str]:
@@ -277,11 +284,12 @@ def open_node(
 
 
 def _take_down(node: Node, release: Callable[[Node], None]) -> None:
-    for process in (node.plugin, node.mounter):
+    processes = (node.plugin, node.mounter, node.sidecar)
+    for process in processes:
         if process is not None and process.poll() is None:
             process.kill()
     _abort_all(node)
-    for process in (node.plugin, node.mounter):
+    for process in processes:
         if process is not None:
             process.wait()
     until = time.monotonic() + 10.0
@@ -298,6 +306,14 @@ def _abort_all(node: Node) -> None:
         if row.fstype == kernel.FSTYPE:
             kernel.abort_connection(row.device)
             kernel.unmount(row.mountpoint, lazy=True)
+
+
+def free_port() -> int:
+    """A port that nobody listens at now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def mount_capability(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 from fusefs.cli.commands import argument_parser
 from fusefs.cli.fluid import CREDENTIALS, read_fluid
 from fusefs.cli.resolve import resolve_config
-from fusefs.kubernetes.attributes import parse_volume
+from fusefs.kubernetes.attributes import POD_UID, SIDECAR, parse_volume
 from fusefs.mount.kernel import FSTYPE
 from tests.helm.chart import CHART, KUBERNETES, Object, load_objects, pick
 from tests.helm.checks import (
@@ -111,7 +111,8 @@ def test_every_attribute_is_one_the_plugin_knows() -> None:
     count = 0
     for path in EXAMPLES:
         for owner, attributes in _attributes(load(path)):
-            volume = parse_volume(attributes, has_secret=True)
+            has_secret = attributes.get("mode") != SIDECAR  # whose container has its own
+            volume = parse_volume({**attributes, POD_UID: "a-pod"}, has_secret)
             assert volume.source.text.startswith(attributes["source"]), owner
             count += 1
     assert count >= 7
@@ -129,13 +130,21 @@ def test_sidecars_say_what_the_program_understands() -> None:
                 _parse(container["args"])
                 for probe in ("startupProbe", "livenessProbe"):
                     if probe in container:
-                        command = container[probe]["exec"]["command"]
-                        assert command[0] == "fusefs"
-                        _parse(command[1:])
-                        assert container[probe]["timeoutSeconds"] >= 15
+                        _check_probe(container, container[probe])
                 variables = {e["name"]: e["value"] for e in container["env"]}
                 resolve_config(file=None, environ=variables)
-    assert seen == ["pull", "mount"]
+    assert seen == ["csi-sidecar", "pull", "mount"]
+
+
+def _check_probe(container: Mapping[str, Any], probe: Mapping[str, Any]) -> None:
+    if "httpGet" in probe:
+        assert probe["httpGet"]["path"] in ("/readyz", "/healthz")
+        assert f"--http-port={probe['httpGet']['port']}" in container["args"]
+        return
+    command = probe["exec"]["command"]
+    assert command[0] == "fusefs"
+    _parse(command[1:])
+    assert probe["timeoutSeconds"] >= 15
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -72,7 +72,7 @@ class Kubelet:
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self._client = Client(node.socket)
+        self._client = Client(node.endpoint)
         self._pods: list[Pod] = []
         self._lock = threading.Lock()
         self._ended = threading.Event()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import tempfile
 import urllib.request
@@ -11,24 +10,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.harness.csi import UNPRIVILEGED, Client, mount_capability
+from tests.harness.csi import UNPRIVILEGED, Client, free_port, mount_capability
 from tests.harness.mounted import ROOT, cli_command
 from tests.helm.chart import pick, render
 
 END_S = 30.0
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 @contextmanager
 def open_controller() -> Iterator[tuple[Client, int]]:
     """Calls to a controller with the arguments of the chart, and its HTTP port."""
-    port = _free_port()
+    port = free_port()
     values = ["controller.enabled=true", f"controller.httpPort={port}"]
     spec = pick(render([], sets=values), "Deployment")["spec"]["template"]["spec"]
     (container,) = (c for c in spec["containers"] if c["name"] == "controller")

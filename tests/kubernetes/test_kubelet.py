@@ -63,7 +63,7 @@ def wait_until(is_so: Callable[[], bool], limit_s: float = 60.0) -> None:
 
 def test_kubelet_finds_the_driver(node: Node, kubelet: Kubelet) -> None:
     """The plugin registers itself: its name, and the endpoint that it listens at."""
-    assert kubelet.register() == ("fusefs.csi", str(node.socket))
+    assert kubelet.register() == ("fusefs.csi", str(node.endpoint))
     wait_until(lambda: "kubelet registered fusefs.csi" in node.log)
 
 
