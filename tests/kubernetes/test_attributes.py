@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fusefs.errors import ConfigError
-from fusefs.kubernetes.attributes import Rules, parse_volume, tokens_in
+from fusefs.kubernetes.attributes import POD_UID, PodVolume, Rules, parse_volume, tokens_in
 from fusefs.kubernetes.credentials import (
     GOOGLE_FILE,
     TOKEN_FILE,
@@ -253,3 +253,23 @@ def test_the_page_of_attributes_is_of_the_table() -> None:
     assert PAGE.read_text("utf-8") == attributes_page(), (
         "write it again with: python -m tests.kubernetes.attributes_page"
     )
+
+
+def test_a_sidecars_volume_is_the_pods_own_matter() -> None:
+    """No credentials of the plugin's, any folder, and none of the mounter's defaults for memory."""
+    pod = {**POD, POD_UID: "0b7b4a52-1f7e"}
+    rules = Rules(defaults={"engine.memory": 1 << 30, "s3.region": "eu-west-1"})
+    context = {"source": "file:///claims/models", "mode": "sidecar", **pod}
+    volume = parse_volume(context, False, rules=rules)
+    assert volume.meeting == PodVolume("0b7b4a52-1f7e", "fusefs")
+    assert volume.config.engine.memory is None
+    assert volume.config.s3.region == "eu-west-1"
+    made = credentials_of(volume, context, {})
+    assert (made.subject, made.inherit, made.environment, made.files) == ("sidecar", True, {}, {})
+    named = parse_volume({**context, "sidecarVolume": "other", "engine.memory": "1G"}, False)
+    assert named.meeting == PodVolume("0b7b4a52-1f7e", "other")
+    assert named.config.engine.memory == 1 << 30
+    anonymous = {**context, "source": "s3://public", "authentication": "anonymous"}
+    assert parse_volume(anonymous, False).config.s3.anonymous
+    with pytest.raises(ConfigError, match="leave out authentication and nodePublishSecretRef"):
+        parse_volume(context, True)

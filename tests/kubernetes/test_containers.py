@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 
+from fusefs.cli.kubernetes import SIDECAR_RUN_FOLDER
 from tests.harness.containers import Container, Volume, make_container
 from tests.harness.csi import NOBODY, Node, mount_capability, open_node
 from tests.kubernetes.loader import PROGRAM, Loader
+from tests.kubernetes.test_sidecar import make_pod, published
 
 CONTENT = b"".join(number.to_bytes(8, "little") for number in range(6 << 20))
 """48 MiB, every eight bytes different."""
@@ -37,10 +39,11 @@ while True:
 class Containers:
     """Runs a node's programs in containers.
 
-    The mutable state of Containers is those that were made.
+    The mutable state of Containers is those that were made, and the emptyDir of a pod.
     """
 
     def __init__(self) -> None:
+        self.meeting: Path | None = None
         self.made: list[Container] = []
         self.newest: dict[str, Container] = {}
 
@@ -52,6 +55,15 @@ class Containers:
         if name == "plugin":
             volumes = [Volume(kubelet, kubelet, propagation="rshared"), Volume(run, run)]
             made = make_container(folder, command, environment, volumes, 0, privileged=True)
+        elif name == "sidecar":
+            models = str(node.root / "models")
+            volumes = [
+                Volume(str(self.meeting), str(SIDECAR_RUN_FOLDER)),
+                Volume(models, models, read_only=True),
+            ]
+            made = make_container(
+                folder, command, environment, volumes, APP, memory_bytes=MOUNTER_BYTES
+            )
         else:
             models = str(node.root / "models")
             volumes = [Volume(run, run, read_only=True), Volume(models, models, read_only=True)]
@@ -193,6 +205,30 @@ def test_a_mounter_out_of_memory_costs_a_pause(
         node.start_mounter()
         loader.go_on()
         loader.finish(CONTENT)
+
+
+def test_a_sidecar_without_rights_comes_back(node: Node, containers: Containers) -> None:
+    """A restricted pod serves itself: its sidecar is killed in the middle; the load finishes."""
+    pod = make_pod(node, node.root / "models")
+    containers.meeting = pod.meeting
+    with published(pod, **{"engine.memory": "64M"}) as target:
+        node.start_sidecar(SIDECAR_RUN_FOLDER)
+        with _start(containers.application(node, target, "rprivate")) as process:
+            loader = Loader(process)
+            loader.half()
+            first = containers.newest["sidecar"]
+            pids = (first.cgroup.directory / "cgroup.procs").read_text().split()
+            assert len(pids) >= 3
+            for pid in pids:
+                status = Path(f"/proc/{pid}/status").read_text()
+                assert f"Uid:\t{APP}\t{APP}\t{APP}\t{APP}" in status
+                assert "CapEff:\t0000000000000000" in status
+            first.remove()  # all of it at once, as for want of memory
+            assert node.sidecar is not None
+            assert node.sidecar.wait(TIMEOUT_S) != 0
+            node.start_sidecar(SIDECAR_RUN_FOLDER)
+            loader.go_on()
+            loader.finish(CONTENT)
 
 
 def _is_killed(cgroup: Any, node: Node) -> bool:
