@@ -73,10 +73,12 @@ class Raiser:
     def take_down(self, mountpoint: str, estate: Estate | None) -> None:
         """Unmount, whatever state it is in, and let go of what was kept; waits for no daemon."""
         try:
+            rows = mounts.rows_at(mountpoint, kernel.mount_rows())
+            if estate is not None and rows and rows[-1].device == estate.device:
+                # While it is mounted: afterwards its number may be another's.
+                kernel.abort_connection(estate.device)
             mounts.detach(mountpoint)
             if estate is not None:
-                if kernel.is_connected(estate.fuse_fd):  # else its number may be another's by now
-                    kernel.abort_connection(estate.device)
                 estate.close()
             if os.path.isdir(mountpoint):
                 os.rmdir(mountpoint)

@@ -209,7 +209,10 @@ class Sources:
                 log.warning("what the sidecar of %s holds is refused: %s", mount.record.key, error)
                 estate.close()
                 estate = None
-        self._resume_one(mount, estate, old, channel)
+        try:
+            self._resume_one(mount, estate, old, channel)
+        except FusefsError as error:
+            log.error("%s: %s", mount.record.key, error)  # noqa: TRY400 - a sentence
 
     def _miss(self, mount: SourceMount, in_order: bool) -> None:
         """Its sidecar has gone: wait for the next one, but not for ever."""
@@ -287,7 +290,9 @@ class Sources:
         return estate
 
     def _finish_for_sidecar(self, mount: SourceMount, estate: Estate) -> None:
-        """What its daemon has to answer for, when it serves first. Raises FusefsError."""
+        """What its daemon has to answer for, if it has not yet. Raises FusefsError."""
+        if estate.is_finished:
+            return
         mountpoint = str(self._places.mountpoint(mount.record.key))
         mount.estate = self._raiser.finish(mount.record, mountpoint, estate)
         with contextlib.suppress(LinkDown):  # it ended; the next one gets all
@@ -299,6 +304,8 @@ class Sources:
         with mount.lock:
             if self._take_back(mount, held):
                 self._serve_again(mount, old, channel)
+            elif mount.record.meeting is not None and mount.estate is not None:
+                self._finish_for_sidecar(mount, mount.estate)
 
     def _take_back(self, mount: SourceMount, held: Estate | None) -> bool:
         """Whether the mount has to be served by the new mounter: it was ours, and it lives."""
@@ -329,7 +336,7 @@ class Sources:
             try:
                 until = time.monotonic() + RESUME_TIMEOUT_S
                 channel.ask(serve_message(mount.record), until, mount.estate)
-                if mount.record.meeting is not None and not mount.estate.is_finished:
+                if mount.record.meeting is not None:
                     self._finish_for_sidecar(mount, mount.estate)
             except FusefsError as error:
                 log.error("the mount %s is not served: %s", key, error)  # noqa: TRY400 - a sentence

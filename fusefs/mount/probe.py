@@ -22,6 +22,8 @@ OPEN_TREE = 428
 AT_EMPTY_PATH = 0x1000
 OPEN_TREE_CLONE = 1
 
+_FOLDER_FLAGS = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
 BACKLOG = 64
 """Connections that wait to be taken: as many as are served at once."""
 
@@ -35,11 +37,19 @@ def bind_socket(root_fd: int) -> socket.socket:
         number = ctypes.get_errno()
         raise OSError(number, f"open_tree: {os.strerror(number)}")
     try:
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        listener.bind(f"/proc/self/fd/{clone}/.fusefs/socket")
-        listener.listen(BACKLOG)
+        # Not as one path: a daemon of somebody else could answer with a link to anywhere.
+        folder = os.open(".fusefs", _FOLDER_FLAGS, dir_fd=clone)
     finally:
         os.close(clone)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.bind(f"/proc/self/fd/{folder}/socket")
+        listener.listen(BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    finally:
+        os.close(folder)
     return listener
 
 
