@@ -133,7 +133,7 @@ def test_sidecars_say_what_the_program_understands() -> None:
                         _check_probe(container, container[probe])
                 variables = {e["name"]: e["value"] for e in container["env"]}
                 resolve_config(file=None, environ=variables)
-    assert seen == ["csi-sidecar", "pull", "mount"]
+    assert seen == ["pull", "mount", "csi-sidecar"]
 
 
 def _check_probe(container: Mapping[str, Any], probe: Mapping[str, Any]) -> None:
