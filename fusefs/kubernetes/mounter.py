@@ -179,12 +179,16 @@ class Mounter:
 
 
 def _connect(path: Path) -> socket.socket:
+    # By the folder's descriptor: names of sockets have 107 bytes at most.
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
-        connection.connect(str(path))
+        connection.connect(f"/proc/self/fd/{folder}/{path.name}")
     except OSError:
         connection.close()
         raise
+    finally:
+        os.close(folder)
     return connection
 
 

@@ -103,6 +103,7 @@ class Node:
     sidecar: subprocess.Popen[bytes] | None = None
     http_ports: tuple[int, int] = (0, 0)
     published: dict[str, str] = field(default_factory=dict)
+    started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
     def kubelet(self) -> Path:
@@ -202,7 +203,7 @@ class Node:
 
     def _spawn(self, name: str, command: list[str]) -> subprocess.Popen[bytes]:
         with (self.root / f"{name}.log").open("ab") as output:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 self.wrap(self, name, command),
                 cwd=ROOT,
                 env={**self.environment, MARKER: self.marker},
@@ -211,6 +212,8 @@ class Node:
                 stderr=output,
                 start_new_session=True,
             )
+        self.started.append(process)
+        return process
 
 
 UNPRIVILEGED = (
@@ -284,14 +287,12 @@ def open_node(
 
 
 def _take_down(node: Node, release: Callable[[Node], None]) -> None:
-    processes = (node.plugin, node.mounter, node.sidecar)
-    for process in processes:
-        if process is not None and process.poll() is None:
+    for process in node.started:
+        if process.poll() is None:
             process.kill()
     _abort_all(node)
-    for process in processes:
-        if process is not None:
-            process.wait()
+    for process in node.started:
+        process.wait()
     until = time.monotonic() + 10.0
     while (pids := marked_pids(node.marker)) and time.monotonic() < until:
         time.sleep(0.05)

@@ -164,8 +164,10 @@ def _is_superblock_read_only(target: str) -> bool:
 
 
 def _can_connect(path: str) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
-        connection.connect(path)
+    folder = os.open(os.path.dirname(path), os.O_PATH)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.connect(f"/proc/self/fd/{folder}/{os.path.basename(path)}")
+    os.close(folder)
     return True
 
 
@@ -187,12 +189,8 @@ def _kill_plugin(pod: Pod) -> None:
 def _one_after_the_other(pod: Pod) -> None:
     """Each holds what the other needs: the plugin has it back before the sidecar goes."""
     _kill_plugin(pod)
-    wait_until(lambda: "is ready" in _last_life((pod.node.root / "plugin.log").read_text()))
+    wait_until(lambda: pod.node.log.count("the pod's sidecar is ready") == 2)
     _kill_sidecar(pod)
-
-
-def _last_life(log: str) -> str:
-    return log.rpartition(" listens at ")[2]
 
 
 @pytest.mark.parametrize(
@@ -216,6 +214,7 @@ def test_a_sidecar_that_does_not_come_back(node: Node, pod: Pod) -> None:
     with published(pod) as target:
         node.start_sidecar(pod.meeting)
         assert os.listdir(target) == ["model.bin"]
+        wait_until(lambda: _is_superblock_read_only(target))
         assert node.terminate("sidecar") == 0
         began = time.monotonic()
         with pytest.raises(OSError, match=target) as refused:
@@ -336,6 +335,7 @@ def test_a_pod_that_is_hostile(node: Node, models: Path, pod: Pod) -> None:
         client.call("NodePublishVolume", **other.publish())
         node.start_sidecar(other.meeting)
         assert os.listdir(other.target) == ["model.bin"]
+        wait_until(lambda: _is_superblock_read_only(other.target))  # the last that it waits for
         keys = node.keys()
         before = _descriptors(node)
         for data in HOSTILE:
@@ -368,7 +368,9 @@ def test_a_pod_that_takes_nothing(node: Node, pod: Pod) -> None:
 
 def _connection(pod: Pod) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    connection.connect(str(pod.socket))
+    folder = os.open(pod.meeting, os.O_PATH)
+    connection.connect(f"/proc/self/fd/{folder}/{pod.socket.name}")
+    os.close(folder)
     return connection
 
 
