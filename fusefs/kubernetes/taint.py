@@ -110,12 +110,15 @@ class ApiServer:
 
     def _token(self) -> str:
         try:
-            return (self.account / "token").read_text("ascii").strip()
-        except (OSError, ValueError) as error:
+            token = (self.account / "token").read_text("ascii").strip()
+        except (OSError, ValueError):
+            token = ""
+        if not token.isprintable() or not token:  # http.client would repeat it in its complaint
             raise ApiRefused(
                 f"no token of a service account can be read in {self.account}: the pod needs"
                 " automountServiceAccountToken: true"
-            ) from error
+            )
+        return token
 
     def _trust(self) -> ssl.SSLContext:
         # Not create_default_context: from Python 3.13 on that refuses authorities without a key

@@ -205,6 +205,11 @@ def _lose_token(stub: Stub) -> Callable[[], None]:
     return lambda: stub.said_token("back")
 
 
+def _break_token(stub: Stub) -> Callable[[], None]:
+    stub.said_token("hunter2\nhunter2")
+    return lambda: stub.said_token("whole")
+
+
 def _lose_authority(stub: Stub) -> Callable[[], None]:
     path = stub.account / "ca.crt"
     text = path.read_text()
@@ -242,6 +247,7 @@ def _forget_node(stub: Stub) -> Callable[[], None]:
     [
         (_expire, r"does not accept the token .*\(401\)"),
         (_lose_token, r"no token .* automountServiceAccountToken: true"),
+        (_break_token, r"no token .* automountServiceAccountToken: true"),
         (_lose_authority, r"no certificate of the cluster's authority"),
         (_strange_authority, r"cannot be asked \(\w.*\): look at"),
         (_fail, r"answered 503 to GET csinodes"),
@@ -262,6 +268,7 @@ def test_a_trouble_is_told_once_and_outlived(
     _taint(stub, Pauses(_nothing, _nothing, heal)).run()
     assert stub.taints[NODE] == [OTHER, THIRD]
     assert [record.levelname for record in caplog.records].count("WARNING") == 1
+    assert "hunter2" not in caplog.text
 
 
 def test_an_api_server_that_is_away_is_waited_for(
