@@ -201,6 +201,10 @@ class StartupTaint:
 
     def run(self) -> None:
         """Take the taint when kubelet lists the driver, and again if it comes back soon."""
+        log.info(
+            "the taint %s goes when kubelet lists %s in the CSINode %s",
+            self._key, self._driver, self._node,
+        )  # fmt: skip
         # A CSINode outlives a reboot, and lists then what was there before it: so not sooner.
         self._registered.wait()
         self._insist(self._is_listed)

@@ -92,7 +92,7 @@ def test_the_taint_goes_after_the_registration(registrar: str, tmp_path: Path) -
         with open_plugin(*options, wrap=elsewhere) as node:
             if registrar == "builtin":
                 kubelet = Kubelet(node)
-                _wait_for(node, "listens at")
+                _wait_for(node, "goes when kubelet lists")
                 assert stub.requests == []
                 kubelet.register()
                 kubelet.end()
