@@ -52,6 +52,14 @@ def add_kubernetes(commands: Commands) -> None:
     plugin.add_argument(
         "--file-root", metavar="DIR", help="allow file:// sources below this folder of the mounter"
     )
+    plugin.add_argument(
+        "--no-volume-stats", action="store_true",
+        help="tell kubelet neither sizes nor health of volumes",
+    )  # fmt: skip
+    plugin.add_argument(
+        "--startup-taint", metavar="KEY",
+        help="take this taint from the node when kubelet knows the driver",
+    )  # fmt: skip
     _add_shared(plugin)
     plugin.set_defaults(command=_plugin)
 
@@ -90,7 +98,9 @@ def _plugin(arguments: argparse.Namespace) -> int:
     _check_installed()
     from fusefs.kubernetes.attributes import Rules
     from fusefs.kubernetes.plugin import Options, run_plugin
+    from fusefs.kubernetes.taint import api_server_of, check_taint_key
 
+    taint = check_taint_key(arguments.startup_taint) if arguments.startup_taint else ""
     driver = check_driver_name(arguments.driver_name)
     configure_log(arguments.log_level, None, foreground=True)
     return run_plugin(
@@ -104,6 +114,9 @@ def _plugin(arguments: argparse.Namespace) -> int:
             arguments.controller,
             arguments.registrar == "builtin",
             arguments.http_port,
+            volume_stats=not arguments.no_volume_stats,
+            startup_taint=taint,
+            api=api_server_of(os.environ) if taint else None,
         )
     )
 

@@ -68,8 +68,16 @@ class Node:
     The mutable state of Node is the targets on which a call is at work, and counts.
     """
 
-    def __init__(self, node_id: str, sources: Sources, records: Records, rules: Rules) -> None:
+    def __init__(
+        self,
+        node_id: str,
+        sources: Sources,
+        records: Records,
+        rules: Rules,
+        volume_stats: bool = True,
+    ) -> None:
         self._node_id = node_id
+        self._has_stats = volume_stats
         self._sources = sources
         self._records = records
         self._rules = rules
@@ -109,6 +117,10 @@ class Node:
 
     def get_volume_stats(self, request: Any, context: grpc.ServicerContext) -> Any:
         """Sizes and health, from the daemon's memory: the mount is not touched."""
+        if not self._has_stats:
+            raise Refused(
+                grpc.StatusCode.UNIMPLEMENTED, "the plugin was started with --no-volume-stats"
+            )
         identifier = needed(request.volume_id, "volume_id")
         path = mounts.resolve(needed(request.volume_path, "volume_path"))
         known = self._records.target(path)
@@ -121,7 +133,8 @@ class Node:
     def get_capabilities(self, request: Any, context: grpc.ServicerContext) -> Any:
         """What the node's side can do."""
         answer = csi("NodeGetCapabilitiesResponse")()
-        for number in (2, 4, 6):  # GET_VOLUME_STATS, VOLUME_CONDITION, VOLUME_MOUNT_GROUP
+        stats = (2, 4) if self._has_stats else ()  # GET_VOLUME_STATS, VOLUME_CONDITION
+        for number in (*stats, 6):  # VOLUME_MOUNT_GROUP
             answer.capabilities.add().rpc.type = number
         return answer
 

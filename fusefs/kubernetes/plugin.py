@@ -31,6 +31,7 @@ from fusefs.kubernetes.records import Records
 from fusefs.kubernetes.registration import Registration
 from fusefs.kubernetes.sockets import listen_for_mounter
 from fusefs.kubernetes.sources import Sources
+from fusefs.kubernetes.taint import ApiServer, StartupTaint
 from fusefs.kubernetes.wire import Server, handler
 
 log = logging.getLogger("fusefs.kubernetes")
@@ -54,6 +55,9 @@ class Options:
     controller: bool
     registrar: bool
     http_port: int
+    volume_stats: bool = True
+    startup_taint: str = ""
+    api: ApiServer | None = None
 
 
 class Plugin:
@@ -68,7 +72,9 @@ class Plugin:
         self.calls = Calls()
         self.mounter = Link("the mounter of this node", options.mounter_uid)
         self.sources = Sources(options.places, self._records, self.mounter, Raiser())
-        self.node = Node(options.node_id, self.sources, self._records, options.rules)
+        self.node = Node(
+            options.node_id, self.sources, self._records, options.rules, options.volume_stats
+        )
         self.registration = Registration(options.places.driver, self._socket)
 
     def start(self) -> list[Server]:
@@ -88,7 +94,18 @@ class Plugin:
         if options.http_port:
             serve_http(options.http_port, self.trouble, lambda: plugin_metrics(self))
         log.info("%s listens at %s", options.places.driver, self._socket)
+        self._start_taint()
         return servers
+
+    def _start_taint(self) -> None:
+        options, registered = self._options, self.registration.registered
+        if options.api is None:
+            return
+        if not options.registrar:
+            registered.set()  # the sidecar does not tell us: the CSINode alone says it
+        StartupTaint(
+            options.startup_taint, options.node_id, options.places.driver, options.api, registered
+        ).start()
 
     def trouble(self) -> str | None:
         """What a restart of this process might heal, if anything."""

@@ -182,6 +182,52 @@ def test_by_default_nobody_may_ask_the_api_server(default_objects: list[Object])
 
 
 @pytest.mark.parametrize(
+    ("sets", "key"),
+    [
+        ([], "fusefs.csi/not-ready"),
+        (["driverName=models.csi"], "models.csi/not-ready"),
+        (["node.startupTaint.key=example.com/starting"], "example.com/starting"),
+    ],
+)
+def test_the_startup_taint_brings_its_rights(sets: list[str], key: str) -> None:
+    """The plugin, and only it, gets a token, and may do what taking a taint needs and no more."""
+    objects = render([], sets=["node.startupTaint.remove=true", *sets])
+    plugin, mounter = _pod(objects, "-node"), _pod(objects, "-mounter")
+    assert f"--startup-taint={key}" in plugin["containers"][0]["args"]
+    assert plugin["automountServiceAccountToken"] is True
+    assert mounter["automountServiceAccountToken"] is False
+    role, binding = (
+        pick(objects, "ClusterRole", "-node"),
+        pick(objects, "ClusterRoleBinding", "-node"),
+    )
+    assert role["rules"] == [
+        {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "patch"]},
+        {"apiGroups": ["storage.k8s.io"], "resources": ["csinodes"], "verbs": ["get"]},
+    ]
+    assert binding["roleRef"]["name"] == role["metadata"]["name"]
+    (subject,) = binding["subjects"]
+    assert subject["name"] == plugin["serviceAccountName"] != mounter["serviceAccountName"]
+    assert subject["namespace"] == NAMESPACE
+
+
+def test_the_plugin_does_without_the_api_server(default_objects: list[Object]) -> None:
+    """A key alone gives no rights, and roles can be left to whoever owns the cluster."""
+    keyed = render([], sets=["node.startupTaint.key=example.com/starting"])
+    assert _pod(keyed, "-node") == _pod(default_objects, "-node")
+    bare = render([], sets=["node.startupTaint.remove=true", "rbac.create=false"])
+    assert [named(o) for o in bare if o["kind"] == "ClusterRole"] == ["ClusterRole/fusefs-test"]
+    assert _pod(bare, "-node")["automountServiceAccountToken"] is True
+
+
+def test_volume_stats_can_be_left_out(default_objects: list[Object]) -> None:
+    """One value, one flag of the plugin."""
+    flag = "--no-volume-stats"
+    without = render([], sets=["volumeStats.enabled=false"])
+    assert flag in _pod(without, "-node")["containers"][0]["args"]
+    assert flag not in _pod(default_objects, "-node")["containers"][0]["args"]
+
+
+@pytest.mark.parametrize(
     ("kube", "values", "present"),
     [
         ("1.29", [], set()),
