@@ -111,7 +111,7 @@ def _kill_daemon(node: Node) -> None:
 
 def _surge(node: Node) -> None:
     """The next version is up before this one goes, as with maxSurge: 1."""
-    ready, old = "a mounter is ready", node.mounter
+    ready, old = "the mounter of this node is ready", node.mounter
     before = node.log.count(ready)
     node.start_mounter()
     wait_until(lambda: node.log.count(ready) > before)
