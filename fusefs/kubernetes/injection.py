@@ -134,14 +134,14 @@ def _check_order(first: Sequence[Object], place: int, volume: str) -> None:
     for container in first[: place + 1]:
         if volume in _mounted(container):
             raise ConfigError(
-                f"the init container {_say(container.get('name'))} mounts the volume {volume} before"
-                f" anybody serves it: it must come after {_say(first[place].get('name'))}"
+                f"the init container {_say(container.get('name'))} mounts the volume {volume}"
+                f" before anybody serves it: it must come after {_say(first[place].get('name'))}"
             )
 
 
 def _named(missing: Sequence[str], there: Sequence[Object]) -> list[tuple[str, str, int]]:
     """For each missing sidecar: where it is met, its name and its port."""
-    ours = {container.get("name"): _is_sidecar(container) for container in there}
+    ours = {_text(container, "name"): _is_sidecar(container) for container in there}
     ports = {port for container in there for port in _ports(container)}
     named = []
     for meeting in missing:
@@ -243,7 +243,7 @@ def _sidecar(recipe: Recipe, name: str, meeting: str, scratch: str, port: int) -
 
 def _folders(spec: Object, names: Sequence[str]) -> Patch:
     """The emptyDirs that are missing."""
-    there = {volume.get("name"): volume for volume in _objects(spec, "volumes")}
+    there = {_text(volume, "name"): volume for volume in _objects(spec, "volumes")}
     added = []
     for name in names:
         if name not in there:

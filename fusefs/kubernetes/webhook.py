@@ -239,9 +239,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """Answer a review."""
-        if self.path.partition("?")[0] != PATH:  # the API server adds ?timeout=10s
-            self._answer(404, f"reviews are posted to {PATH}\n".encode())
-            return
         said = self.headers.get("Content-Length", "")
         if not (said.isascii() and said.isdigit() and len(said) < 20):
             self._refuse(400, "the request needs a Content-Length")
@@ -253,6 +250,9 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(said))
         if len(body) < int(said):
             self._refuse(400, "the request is shorter than its Content-Length")
+            return
+        if self.path.partition("?")[0] != PATH:  # the API server adds ?timeout=10s
+            self._answer(404, f"reviews are posted to {PATH}\n".encode())
             return
         try:
             answer = answer_review(body, self.server.recipe)
