@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import base64
+import json
 import ssl
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
 from fusefs.cli.commands import argument_parser
 from fusefs.kubernetes.injection import COMMAND, Recipe
 from fusefs.kubernetes.webhook import PATH, REQUEST_S
-from tests.helm.chart import CHART, KUBERNETES, NAMESPACE, Object, pick, render
+from tests.helm.chart import (
+    CHART,
+    KUBERNETES,
+    NAMESPACE,
+    Object,
+    load_objects,
+    pick,
+    render,
+    run_helm,
+)
 from tests.helm.checks import restricted_violations, violations
 from tests.helm.programs import HELMS
 
@@ -86,6 +100,60 @@ def _shake_hands(server: ssl.SSLContext, client: ssl.SSLContext, name: str) -> N
     assert not left
 
 
+@contextmanager
+def _open_api(secret: Object) -> Iterator[str]:
+    """A stand-in for an API server that has this Secret, and knows no kind besides."""
+    kind = {"name": "secrets", "namespaced": True, "kind": "Secret", "verbs": ["get"]}
+    meta = secret["metadata"]
+    known = {
+        "/api/v1": {"kind": "APIResourceList", "groupVersion": "v1", "resources": [kind]},
+        f"/api/v1/namespaces/{meta['namespace']}/secrets/{meta['name']}": secret,
+    }
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            found = known.get(urlsplit(self.path).path)
+            self.send_response(404 if found is None else 200)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.wfile.write(json.dumps(found or {"kind": "Status", "code": 404}).encode())
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            """Say nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_an_upgrade_keeps_the_generated_certificate() -> None:
+    """What the cluster has is rendered again, byte for byte; half a Secret is made anew.
+
+    By Helm 3: the dry run of Helm 4 asks a cluster for the schemas of all kinds. The templates, and
+    the function that looks, are the same.
+    """
+    before = pick(render([], sets=ON), "Secret", "-webhook-tls")
+    flags = ("template", "fusefs", CHART, "--namespace", NAMESPACE, "--is-upgrade",
+             "--dry-run=server", "--kube-token=x", "--set", ON[0],
+             "--show-only", "templates/webhook-mutating.yaml")  # fmt: skip
+    for whole in (True, False):
+        if not whole:
+            del before["data"]["tls.key"]
+        with _open_api(before) as api:
+            text = run_helm(*flags, f"--kube-apiserver={api}", version="3.17.3").stdout
+        after = load_objects(text)
+        data = pick(after, "Secret")["data"]
+        assert (data == before["data"]) is whole
+        assert set(data) == {"ca.crt", "tls.crt", "tls.key"}
+        assert _hook(after)["clientConfig"]["caBundle"] == data["ca.crt"]
+
+
 def test_it_is_asked_about_pods_that_carry_the_label_only() -> None:
     """Label, namespaces and rules of webhook and policy are the same, and the program's own."""
     objects = render([ALL])
@@ -152,7 +220,7 @@ def test_its_pods_have_no_rights() -> None:
     assert policy["ingress"][0] == {"ports": [{"protocol": "TCP", "port": "https"}]}
 
 
-def test_cert_manager_makes_the_certificate() -> None:
+def test_the_certificate_may_be_that_of_another_issuer() -> None:
     """Its Certificate fills the Secret that is mounted; it tells the API server whom to trust."""
     objects = render([], sets=[*ON, "webhook.certificate.mode=certManager"])
     assert not [o for o in objects if o["kind"] == "Secret"]
