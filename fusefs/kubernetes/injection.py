@@ -3,7 +3,7 @@
 It knows nothing of HTTP or of reviews (`fusefs.kubernetes.webhook`), changes nothing that is there,
 and answers the same for a pod that it has seen before: what is present is left alone. The one idea:
 each `sidecarVolume` of a volume with `mode: sidecar` needs a container that serves it, in front of
-all others. A pod is a stranger's: whatever does not fit is refused with a sentence.
+all that read it. A pod is a stranger's: whatever does not fit is refused with a sentence.
 """
 
 from __future__ import annotations
@@ -34,6 +34,12 @@ SIDECARS_MAX = 16
 CPU_REQUEST, MEMORY_REQUEST, MEMORY_LIMIT = "500m", "1Gi", "4Gi"
 """As in the examples of the chart; a quarter of the limit is for object bytes."""
 
+CHOSEN_BY_OPENSHIFT = "openshift.io/scc"
+"""The annotation of pods whose users come from their namespace's range: any other is refused."""
+
+PROXY = "istio-proxy"
+"""Istio's: where its CNI plugin redirects connections, nobody gets out before it runs."""
+
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _SUBDOMAIN = re.compile(
     r"(?=.{1,253}\Z)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*"
@@ -44,6 +50,15 @@ _UNITS = {
     **{unit: Fraction(1000) ** power for power, unit in enumerate(["", *"kMGTPE"])},
     **{f"{unit}i": Fraction(1024) ** power for power, unit in enumerate("KMGTPE", 1)},
 }
+
+_RESTRICTED = {
+    "runAsNonRoot": True,
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
+    "capabilities": {"drop": ["ALL"]},
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+"""Pod Security "restricted"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +86,13 @@ def patch_of(pod: Object, recipe: Recipe) -> Patch:
     spec = _object(pod, "spec")
     first, others = _objects(spec, "initContainers"), _objects(spec, "containers")
     asked = _asked(spec, recipe.driver)
-    present = _present(first, others)
+    present, place = _present(first, others), _place(first)
     for meeting, volume in asked.items():
         if meeting in present:
-            _check_order(first, present[meeting], volume)
+            served = present[meeting]
+            _check_order(first[: served + 1], _text(first[served], "name"), volume)
+        else:
+            _check_order(first[:place], "the sidecar, which follows the proxy", volume)
     missing = [meeting for meeting in asked if meeting not in present]
     if not missing:
         return []
@@ -86,7 +104,7 @@ def patch_of(pod: Object, recipe: Recipe) -> Patch:
             raise ConfigError(f"the volume {scratch} is for temporary files: rename sidecarVolume")
         folders += [meeting, scratch]
         sidecars.append({**_sidecar(recipe, name, meeting, scratch, port), **wishes})
-    return [*_folders(spec, folders), *_in_front(spec, sidecars)]
+    return [*_folders(spec, folders), *_containers(spec, place, sidecars)]
 
 
 def _asked(spec: Object, driver: str) -> dict[str, str]:
@@ -130,13 +148,21 @@ def _is_sidecar(container: Object) -> bool:
     return any(COMMAND in _texts(container, key) for key in ("command", "args"))
 
 
-def _check_order(first: Sequence[Object], place: int, volume: str) -> None:
-    for container in first[: place + 1]:
+def _check_order(before: Sequence[Object], sidecar: str, volume: str) -> None:
+    for container in before:
         if volume in _mounted(container):
             raise ConfigError(
                 f"the init container {_say(container.get('name'))} mounts the volume {volume}"
-                f" before anybody serves it: it must come after {_say(first[place].get('name'))}"
+                f" before anybody serves it: it must come after {sidecar}"
             )
+
+
+def _place(first: Sequence[Object]) -> int:
+    """Where sidecars go: before all others, but after the proxy that they may need to get out."""
+    for number, container in enumerate(first):
+        if container.get("name") == PROXY and container.get("restartPolicy") == "Always":
+            return number + 1
+    return 0
 
 
 def _named(missing: Sequence[str], there: Sequence[Object]) -> list[tuple[str, str, int]]:
@@ -167,7 +193,7 @@ def _ports(container: Object) -> list[int]:
 
 
 def _wishes(pod: Object, driver: str) -> dict[str, Any]:
-    """What the annotations say of the sidecars: `resources`, and `envFrom` if there is a secret."""
+    """What the annotations say of sidecars: `resources`, their user, a secret for `envFrom`."""
     annotations = _object(_object(pod, "metadata"), "annotations")
 
     def quantity(name: str, default: str) -> tuple[str, Fraction]:
@@ -193,6 +219,8 @@ def _wishes(pod: Object, driver: str) -> dict[str, Any]:
     wishes: dict[str, Any] = {
         "resources": {"requests": {"cpu": cpu, "memory": request}, "limits": {"memory": limit}}
     }
+    user = {} if CHOSEN_BY_OPENSHIFT in annotations else {"runAsUser": 65534, "runAsGroup": 65534}
+    wishes["securityContext"] = {**user, **_RESTRICTED}
     secret = annotations.get(f"{driver}/env-secret")
     if secret is not None:
         if not isinstance(secret, str) or _SUBDOMAIN.fullmatch(secret) is None:
@@ -225,15 +253,6 @@ def _sidecar(recipe: Recipe, name: str, meeting: str, scratch: str, port: int) -
             "timeoutSeconds": 5,
             "failureThreshold": 4,
         },
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": 65534,
-            "runAsGroup": 65534,
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
         "volumeMounts": [
             {"name": meeting, "mountPath": RUN_FOLDER},
             {"name": scratch, "mountPath": "/tmp"},  # noqa: S108 - the same
@@ -254,13 +273,13 @@ def _folders(spec: Object, names: Sequence[str]) -> Patch:
     return added
 
 
-def _in_front(spec: Object, sidecars: Sequence[Object]) -> Patch:
-    """The sidecars, before all other init containers, in their order."""
+def _containers(spec: Object, place: int, sidecars: Sequence[Object]) -> Patch:
+    """The sidecars at this place among the init containers, in their order."""
     if spec.get("initContainers") is None:
         return [{"op": "add", "path": "/spec/initContainers", "value": list(sidecars)}]
     return [
-        {"op": "add", "path": f"/spec/initContainers/{place}", "value": sidecar}
-        for place, sidecar in enumerate(sidecars)
+        {"op": "add", "path": f"/spec/initContainers/{number}", "value": sidecar}
+        for number, sidecar in enumerate(sidecars, place)
     ]
 
 

@@ -220,6 +220,28 @@ def test_its_pods_have_no_rights() -> None:
     assert policy["ingress"][0] == {"ports": [{"protocol": "TCP", "port": "https"}]}
 
 
+def test_openshift_chooses_its_user() -> None:
+    """Elsewhere it is nobody, with a group that may read the key; there, whoever is assigned."""
+    assert _pod(render([], sets=ON))["securityContext"]["fsGroup"] == 65534
+    assigned = _pod(render([], sets=[*ON, "openshift.scc=true"]))
+    assert assigned["securityContext"].keys() == {"runAsNonRoot", "seccompProfile"}
+    assert list(restricted_violations(assigned)) == []
+
+
+def test_the_notes_say_what_it_does() -> None:
+    """After an installation Helm shows the label, and what becomes of pods without a webhook."""
+    for policy, said in (
+        ("Fail", "such pods are not made"),
+        ("Ignore", "such pods come without it"),
+    ):
+        notes = run_helm(
+            "install", "models", CHART, "--namespace", NAMESPACE, "--dry-run=client",
+            "--set", f"{ON[0]},webhook.failurePolicy={policy}",
+        ).stdout.partition("NOTES:")[2]  # fmt: skip
+        assert 'the label fusefs.csi/inject: "true"' in notes
+        assert said in notes
+
+
 def test_the_certificate_may_be_that_of_another_issuer() -> None:
     """Its Certificate fills the Secret that is mounted; it tells the API server whom to trust."""
     objects = render([], sets=[*ON, "webhook.certificate.mode=certManager"])

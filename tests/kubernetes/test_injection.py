@@ -6,10 +6,11 @@ import copy
 from typing import Any
 
 import pytest
+import yaml
 
 from fusefs.errors import ConfigError
-from fusefs.kubernetes.injection import SIDECARS_MAX, Recipe, patch_of, wants_sidecars
-from tests.helm.chart import KUBERNETES
+from fusefs.kubernetes.injection import PORT, SIDECARS_MAX, Recipe, patch_of, wants_sidecars
+from tests.helm.chart import KUBERNETES, ROOT
 from tests.helm.checks import restricted_violations, schema_violations
 from tests.kubernetes.pods import (
     DRIVER,
@@ -138,6 +139,43 @@ def test_annotations_say_what_the_sidecar_has() -> None:
     }
 
 
+def test_a_proxy_comes_first() -> None:
+    """Behind Istio's native sidecar nobody gets out before it runs: ours follows it."""
+    istio = [
+        container("istio-init", "tmp"),
+        container("istio-proxy", "tmp", restartPolicy="Always"),
+        container("warm"),
+    ]
+    result = _injected(pod(volume(), {"name": "tmp", "emptyDir": {}}, initContainers=istio))
+    names = [c["name"] for c in result["spec"]["initContainers"]]
+    assert names == ["istio-init", "istio-proxy", "fusefs", "warm"]
+
+
+def test_the_example_of_the_documents_is_injected() -> None:
+    """What docs/kubernetes/sidecars.md shows is enough, and its annotations are understood."""
+    text = (ROOT / "docs/kubernetes/sidecars.md").read_text("utf-8").partition("## Injected")[2]
+    example = yaml.safe_load(text.partition("```yaml\n")[2].partition("```")[0])
+    item = pod()
+    item["metadata"].update(example["metadata"])
+    item["spec"].update(example["spec"])
+    assert wants_sidecars(item, RECIPE)
+    made = _first(_injected(item))
+    assert made["resources"]["limits"] == {"memory": "8Gi"}
+    assert made["envFrom"] == [{"secretRef": {"name": "models-s3"}}]
+    names = {"memory-limit", "memory-request", "cpu-request", "env-secret"}
+    assert [name for name in names if f"`{name}`" not in text] == []
+    assert f"next\n  port after {PORT}" in text
+
+
+def test_openshift_chooses_the_user() -> None:
+    """Where the namespace's range decides, the sidecar names no user; elsewhere it is nobody."""
+    user = {"runAsUser": 65534, "runAsGroup": 65534}
+    plain = _first(_injected(pod()))["securityContext"]
+    assert plain.items() >= user.items()
+    chosen = _first(_injected(pod(annotations={"openshift.io/scc": "restricted-v2"})))
+    assert chosen["securityContext"].keys() == plain.keys() - user.keys()
+
+
 def test_the_driver_may_be_called_otherwise() -> None:
     """Label, annotations and volumes are those of the driver's name; the others' are not ours."""
     other = Recipe("models.example.com", IMAGE, "Always")
@@ -210,7 +248,13 @@ REFUSED: dict[str, tuple[Pod, str]] = {
     ),
     "reader before the sidecar": (
         pod(initContainers=[container("early"), sidecar()]),
-        "'early' mounts the volume models before anybody serves it: it must come after 'fusefs'",
+        "'early' mounts the volume models before anybody serves it: it must come after fusefs",
+    ),
+    "reader before the proxy": (
+        pod(
+            initContainers=[container("early"), container("istio-proxy", restartPolicy="Always")],
+        ),
+        "'early' mounts the volume models before anybody serves it: it must come after the sidecar",
     ),
     "sidecar that reads itself": (
         pod(
