@@ -1,4 +1,4 @@
-"""The commands of the Kubernetes images: `fusefs csi-plugin`, `csi-mounter` and `csi-webhook`.
+"""The commands of the Kubernetes images: `fusefs csi-plugin` and `fusefs csi-mounter`.
 
 What they do is in `fusefs.kubernetes`, imported when one is run: grpcio comes with the extra
 `kubernetes` only.
@@ -21,7 +21,7 @@ Commands = Any  # argparse has no public name for what add_subparsers returns
 
 
 def add_kubernetes(commands: Commands) -> None:
-    """Add the commands."""
+    """Add both commands."""
     plugin = commands.add_parser("csi-plugin", help="Kubernetes: mount volumes on this node")
     plugin.add_argument(
         "--endpoint", required=True, metavar="unix:///PATH", help="socket that kubelet calls"
@@ -59,39 +59,12 @@ def add_kubernetes(commands: Commands) -> None:
     _add_shared(mounter)
     mounter.set_defaults(command=_mounter)
 
-    _add_webhook(commands)
-
-
-def _add_webhook(commands: Commands) -> None:
-    webhook = commands.add_parser("csi-webhook", help="Kubernetes: add sidecars to pods that ask")
-    webhook.add_argument("--image", required=True, help="of the sidecars")
-    webhook.add_argument(
-        "--image-pull-policy", choices=("Always", "IfNotPresent", "Never"), default="IfNotPresent",
-        help="of the sidecars (default IfNotPresent)",
-    )  # fmt: skip
-    webhook.add_argument(
-        "--port", type=int, default=8443, metavar="PORT", help="serve HTTPS there (default 8443)"
-    )
-    webhook.add_argument(
-        "--cert-dir", required=True, type=Path, metavar="DIR",
-        help="folder with tls.crt and tls.key, read again when they change",
-    )  # fmt: skip
-    webhook.add_argument(
-        "--driver-name", default=DRIVER_NAME, metavar="NAME", help=f"(default {DRIVER_NAME})"
-    )
-    _add_reports(webhook)
-    webhook.set_defaults(command=_webhook)
-
 
 def _add_shared(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--run-dir", type=Path, default=Path("/run") / DRIVER_NAME, metavar="DIR",
         help="folder on a tmpfs that plugin and mounter share, at the same path",
     )  # fmt: skip
-    _add_reports(parser)
-
-
-def _add_reports(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--http-port", type=int, default=0, metavar="PORT",
         help="serve /healthz and /metrics there (0: nowhere)",
@@ -134,22 +107,6 @@ def _mounter(arguments: argparse.Namespace) -> int:
 
     configure_log(arguments.log_level, None, foreground=True)
     return run_mounter(arguments.run_dir.absolute(), arguments.http_port)
-
-
-def _webhook(arguments: argparse.Namespace) -> int:
-    from fusefs.kubernetes.injection import Recipe
-    from fusefs.kubernetes.webhook import WebhookOptions, run_webhook
-
-    driver = check_driver_name(arguments.driver_name)
-    configure_log(arguments.log_level, None, foreground=True)
-    return run_webhook(
-        WebhookOptions(
-            Recipe(driver, arguments.image, arguments.image_pull_policy),
-            arguments.port,
-            arguments.cert_dir,
-            arguments.http_port,
-        )
-    )
 
 
 def _check_installed() -> None:
