@@ -32,6 +32,7 @@ from fusefs.cli.start import StartFailed, mount_in_background, mount_in_front
 from fusefs.cli.terminal import complain, say
 from fusefs.cli.transfers import add_transfers
 from fusefs.cli.upgrade import upgrade_mount
+from fusefs.cli.webhook import add_webhook
 from fusefs.client import Answer, ask_mount, ask_mounts, open_processes, process_ids, wait_ended
 from fusefs.engine.privileges import hide_memory
 from fusefs.errors import ConfigError, FusefsError
@@ -146,6 +147,7 @@ def argument_parser() -> argparse.ArgumentParser:
     add_transfers(commands)
     add_fluid(commands, _mount)
     add_kubernetes(commands)
+    add_webhook(commands)
     return parser
 
 

@@ -1,4 +1,4 @@
-"""What Prometheus is told by plugin and mounter, in its text format."""
+"""What Prometheus is told by plugin, mounter and webhook, in its text format."""
 
 from __future__ import annotations
 
@@ -86,3 +86,11 @@ def mounter_metrics(mounter: Mounter) -> str:
             ),
         )
     )  # fmt: skip
+
+
+def webhook_metrics(reviews: Mapping[str, int]) -> str:
+    """The webhook's page: how often it was asked, by what came of it."""
+    samples = [({"result": result}, float(count)) for result, count in sorted(reviews.items())]
+    return metric(
+        "fusefs_webhook_reviews_total", "counter", "Pods reviewed, by what came of it.", samples
+    )

@@ -23,7 +23,9 @@ LABELS = frozenset(
 )
 SELECTOR = {f"app.kubernetes.io/{name}" for name in ("name", "instance", "component")}
 
-CUSTOM = frozenset({"PodMonitor", "PrometheusRule", "SecurityContextConstraints"})
+CUSTOM = frozenset(
+    {"PodMonitor", "PrometheusRule", "SecurityContextConstraints", "Certificate", "Issuer"}
+)
 """Kinds that the API server itself does not know: no schema of Kubernetes has them."""
 
 _OPERATED = frozenset({"Dataset", "ThinRuntime", "ThinRuntimeProfile"})

@@ -152,7 +152,12 @@ REFUSED = [
     ("storageClasses[0].name=x", "parameters"),
     ("storageClasses[0].name=x,storageClasses[0].parameters.region=x", "source"),
     ("fileRoot=nfs", "fileRoot"),
-    ("webhook.enabled=true", "webhook"),
+    ("webhook.failurePolicy=Maybe", "failurePolicy"),
+    ("webhook.certificate.mode=none", "mode"),
+    ("webhook.certificate.caBundle=x", "caBundle"),
+    ("webhook.certificate.issuerRef.nmae=x", "nmae"),
+    ("webhook.replicas=0", "replicas"),
+    ("webhook.port=70000", "port"),
     ("cache.hostPath=/var/cache", "cache"),
 ]
 
@@ -177,6 +182,10 @@ def test_a_wrong_value_is_refused_by_name(version: str) -> None:
     ("sets", "said"),
     [
         (["storageClasses[0].name=x", "storageClasses[0].parameters.source=s3://b"], "controller"),
+        (
+            ["webhook.enabled=true", "webhook.certificate.mode=secret"],
+            "needs certificate.secretName and certificate.caBundle",
+        ),
         (["csi.preventPodSchedulingIfMissing=true"], "needs Kubernetes 1.36 or later"),
         (
             [f"driverName={'x' * 60}", f"kubeletDir=/{'y' * 60}"],

@@ -24,7 +24,7 @@ def test_our_containers_are_started_with_flags_that_exist(file: Path) -> None:
     seen = set()
     for _, spec in pod_specs(render([file])):
         for container in spec["containers"]:
-            if container["name"] in ("plugin", "mounter", "controller"):
+            if container["name"] in ("plugin", "mounter", "controller", "webhook"):
                 argument_parser().parse_args(container["args"])
                 seen.add(container["name"])
     assert {"plugin", "mounter"} <= seen

@@ -145,3 +145,23 @@ true
 true
 {{- end -}}
 {{- end -}}
+
+{{/* The Secret of the webhook's certificate. */}}
+{{- define "fusefs.webhookSecret" -}}
+{{- if eq .Values.webhook.certificate.mode "secret" -}}
+{{ .Values.webhook.certificate.secretName }}
+{{- else -}}
+{{ include "fusefs.fullname" . }}-webhook-tls
+{{- end -}}
+{{- end -}}
+
+{{/* The pods that ask for a sidecar. */}}
+{{- define "fusefs.webhookLabel" -}}
+{{ .Values.driverName }}/inject: "true"
+{{- end -}}
+
+{{/* Where they may be: not beside the webhook itself, which must come up without it. */}}
+{{- define "fusefs.webhookNamespaces" -}}
+matchExpressions:
+  - {key: kubernetes.io/metadata.name, operator: NotIn, values: [{{ .Release.Namespace }}]}
+{{- end -}}
