@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,9 +11,22 @@ Trouble = Callable[[], str | None]
 """Says what is wrong, or None."""
 
 
+class PodServer(ThreadingHTTPServer):
+    """Listens for IPv4 and IPv6, as far as the machine has them: a cluster may have one alone."""
+
+    address_family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+    daemon_threads = True
+
+    def server_bind(self) -> None:
+        """With IPv6, take what comes by IPv4 as well. Raises OSError."""
+        if self.address_family == socket.AF_INET6:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        super().server_bind()
+
+
 def serve_http(
     port: int, health: Trouble, metrics: Callable[[], str], ready: Trouble | None = None
-) -> ThreadingHTTPServer:
+) -> PodServer:
     """Answer on `port` from a thread; without `ready`, who is well is ready. Raises OSError."""
     probes = {"/healthz": health, "/readyz": ready or health}
 
@@ -42,7 +56,6 @@ def serve_http(
         def log_message(self, format: str, *arguments: object) -> None:
             """Say nothing: a probe comes every few seconds."""
 
-    server = ThreadingHTTPServer(("", port), Handler)
-    server.daemon_threads = True
+    server = PodServer(("", port), Handler)
     threading.Thread(target=server.serve_forever, name="http", daemon=True).start()
     return server

@@ -20,12 +20,12 @@ import threading
 import time
 from collections import Counter
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 from fusefs.errors import ConfigError
-from fusefs.kubernetes.http import serve_http
+from fusefs.kubernetes.http import PodServer, serve_http
 from fusefs.kubernetes.injection import Recipe, patch_of, wants_sidecars
 from fusefs.kubernetes.metrics import webhook_metrics
 
@@ -142,7 +142,7 @@ class Certificate:
         return context
 
 
-class WebhookServer(ThreadingHTTPServer):
+class WebhookServer(PodServer):
     """Answers reviews, a thread for each connection. `serve_forever` and `shutdown` are the base's.
 
     `server_close` waits for the answers under way, which takes `REQUEST_S` seconds at most for each

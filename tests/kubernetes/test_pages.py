@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from fusefs.kubernetes.http import PodServer, serve_http
 from tests.harness.csi import Client, Node, mount_capability, open_node
 from tests.harness.weed import choose_ports
 
@@ -24,6 +26,10 @@ def node(model: Path) -> Iterator[Node]:
     first, second = choose_ports(2)
     with open_node(f"--file-root={model}", http_ports=(first, second)) as node:
         yield node
+
+
+LOOPBACK = "0" * 31 + "1 "
+"""::1, as the kernel lists it."""
 
 
 def _get(port: int, path: str) -> tuple[int, str]:
@@ -75,6 +81,24 @@ def test_metrics_tell_of_calls_and_mounts(
     assert f'source="{attributes["source"]}"}} 0' in page
     client.call("NodeUnpublishVolume", volume_id="pages", target_path=target)
     assert "fusefs_csi_source_mounts 0" in _get(node.http_ports[0], "/metrics")[1]
+
+
+def test_pages_are_there_by_both_families() -> None:
+    """Clusters have IPv4, IPv6 or both: whatever this machine can, by one socket."""
+    assert (PodServer.address_family == socket.AF_INET6) is socket.has_dualstack_ipv6()
+    server = serve_http(0, lambda: None, lambda: "", lambda: "not yet")
+    try:
+        port = server.server_address[1]
+        assert _get(port, "/healthz") == (200, "ok\n")
+        assert _get(port, "/readyz") == (503, "not yet\n")
+        addresses = Path("/proc/net/if_inet6")
+        if addresses.exists() and LOOPBACK in addresses.read_text():
+            with socket.create_connection(("::1", port), timeout=10) as connection:
+                connection.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
+                assert connection.recv(64).startswith(b"HTTP/1.0 200")
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def test_nothing_grows_with_use(node: Node, client: Client, attributes: dict[str, str]) -> None:
