@@ -11,6 +11,9 @@ import re
 from fusefs.errors import ConfigError
 from fusefs.store.base import Source
 
+_DB_DIGITS_MAX = 9
+"""Servers count their databases in an int; Python reads no number of more than 4,300 digits."""
+
 _DEFAULT_PORT = 6379
 
 _HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,253})|\[[0-9A-Fa-f:.]+\]")
@@ -36,6 +39,8 @@ def parse_redis(scheme: str, rest: str) -> Source:
             f"what follows the host of a {scheme} SOURCE is the number of a database: for a model"
             f" type {scheme}://{server}?model={path}"
         )
+    if len(path) > _DB_DIGITS_MAX:
+        raise ConfigError(f"no {scheme} server has so many databases as the SOURCE's number says")
     db = int(path or "0")
     model = ""
     if question:
@@ -69,6 +74,6 @@ def _parse_server(scheme: str, server: str) -> tuple[str, int]:
         raise ConfigError(f"the {scheme} SOURCE names no host: type {scheme}://host?model=NAME")
     if not colon:
         return host, _DEFAULT_PORT
-    if not (port.isascii() and port.isdecimal() and 0 < int(port) < 65536):
+    if not (port.isascii() and port.isdecimal() and len(port) <= 5 and 0 < int(port) < 65536):
         raise ConfigError(f"the port of the {scheme} SOURCE is a number from 1 to 65535")
     return host, int(port)

@@ -56,7 +56,11 @@ FOUND: dict[str, list[bytes]] = {
         b"Last-Modified: Thu, 01 Jan 99999999999999999999 00:00:00 GMT\n\n",
         b"\2\x09Content-Length: " + b"9" * 5000 + b"\n\n",
     ],
-    "source": [b"s3/user:hunter2@host://bucket"],
+    "source": [
+        b"s3/user:hunter2@host://bucket",
+        b"redis://h:" + b"9" * 5000 + b"/2?model=a/b",
+        b"redis://h:1/" + b"9" * 5000,
+    ],
 }  # fmt: skip
 """What fuzzing has found once."""
 
