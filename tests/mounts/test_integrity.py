@@ -209,7 +209,7 @@ def test_an_object_with_one_checksum(unnoted: Place) -> None:
     """Who reads all of it while it is wrong gets EIO before the end, never all the bytes.
 
     Opened anew, it is fetched anew, what the kernel had of it included. A block that nobody has had
-    by then, as on a machine that is busy elsewhere, is fetched again at once: no error, right bytes.
+    by then, as on a busy machine, is fetched again at once: no error, right bytes.
     """
     with (
         open_corrupting_wire(unnoted.address) as wire,
@@ -217,14 +217,17 @@ def test_an_object_with_one_checksum(unnoted: Place) -> None:
     ):
         path = mounted.path / "weights.bin"
         wire.flip(DATA[:40], 1)  # of the block that is read first
+        failed, got = 0, b""
         try:
             got = path.read_bytes()
         except OSError as error:
-            assert error.errno == errno.EIO
+            failed = error.errno or 0
+        assert wire.flipped == 1
+        if failed:
+            assert failed == errno.EIO
             assert any("load it again" in line for line in mounted.status()["warnings"])
         else:
             assert got == DATA
-        assert wire.flipped == 1
         assert path.read_bytes() == DATA
         counters = mounted.counters()
         assert counters["checksum_mismatches"] == 1
