@@ -24,13 +24,28 @@ class PodServer(ThreadingHTTPServer):
         super().server_bind()
 
 
+class PodHandler(BaseHTTPRequestHandler):
+    """What handlers of a pod's pages have in common."""
+
+    def answer(self, status: int, body: bytes, kind: str = "text/plain; charset=utf-8") -> None:
+        """Send a whole answer."""
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Say nothing: a probe comes every few seconds, and metrics count the rest."""
+
+
 def serve_http(
     port: int, health: Trouble, metrics: Callable[[], str], ready: Trouble | None = None
 ) -> PodServer:
     """Answer on `port` from a thread; without `ready`, who is well is ready. Raises OSError."""
     probes = {"/healthz": health, "/readyz": ready or health}
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(PodHandler):
         """Answers GET."""
 
         timeout = 10
@@ -39,22 +54,12 @@ def serve_http(
             """The three pages."""
             if self.path in probes:
                 trouble = probes[self.path]()
-                self._answer(503 if trouble else 200, f"{trouble or 'ok'}\n")
+                self.answer(503 if trouble else 200, f"{trouble or 'ok'}\n".encode())
             elif self.path == "/metrics":
-                self._answer(200, metrics(), "text/plain; version=0.0.4; charset=utf-8")
+                kind = "text/plain; version=0.0.4; charset=utf-8"
+                self.answer(200, metrics().encode(), kind)
             else:
-                self._answer(404, "there are /healthz, /readyz and /metrics\n")
-
-        def _answer(self, status: int, text: str, kind: str = "text/plain; charset=utf-8") -> None:
-            body = text.encode()
-            self.send_response(status)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *arguments: object) -> None:
-            """Say nothing: a probe comes every few seconds."""
+                self.answer(404, b"there are /healthz, /readyz and /metrics\n")
 
     server = PodServer(("", port), Handler)
     threading.Thread(target=server.serve_forever, name="http", daemon=True).start()

@@ -160,7 +160,7 @@ class Link:
     def _take(self, channel: Channel, talk: _Talk, arrived: Arrived) -> None:
         message, estate = arrived.message, arrived.estate
         operation, key = message["op"], message.get("key")
-        if self._only not in (None, key) and key is not None:
+        if self._only is not None and key != self._only:
             key = None  # of no business of this link
         if operation == "held" and estate is not None and key is not None and not talk.is_ready:
             talk.hold(key, estate)
@@ -190,6 +190,8 @@ class Link:
         log.info("%s is ready", self.who)
         with self._changed:
             self._changed.notify_all()
+        if channel.closed:  # it may have gone before it was the current one
+            self._callbacks.on_gone(False)
 
 
 def serve_message(record: Record) -> Message:

@@ -20,12 +20,11 @@ import threading
 import time
 from collections import Counter
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 from fusefs.errors import ConfigError
-from fusefs.kubernetes.http import PodServer, serve_http
+from fusefs.kubernetes.http import PodHandler, PodServer, serve_http
 from fusefs.kubernetes.injection import Recipe, patch_of, wants_sidecars
 from fusefs.kubernetes.metrics import webhook_metrics
 
@@ -226,7 +225,7 @@ class _InTime(io.RawIOBase):
         return self._connection.recv_into(buffer)
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(PodHandler):
     """POST of a review, GET of /healthz."""
 
     server: WebhookServer
@@ -236,14 +235,14 @@ class _Handler(BaseHTTPRequestHandler):
         super().setup()
         self.rfile: io.BufferedReader = io.BufferedReader(_InTime(self.connection, REQUEST_S))
 
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802 - http.server's name
         """For the readiness probe, which asks by TLS as the API server does."""
         if self.path == "/healthz":
-            self._answer(200, b"ok\n")
+            self.answer(200, b"ok\n")
         else:
-            self._answer(404, f"reviews are posted to {PATH}\n".encode())
+            self.answer(404, f"reviews are posted to {PATH}\n".encode())
 
-    def do_POST(self) -> None:
+    def do_POST(self) -> None:  # noqa: N802 - http.server's name
         """Answer a review."""
         said = self.headers.get("Content-Length", "")
         if not (said.isascii() and said.isdigit() and len(said) < 20):
@@ -258,7 +257,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(400, "the request is shorter than its Content-Length")
             return
         if self.path.partition("?")[0] != PATH:  # the API server adds ?timeout=10s
-            self._answer(404, f"reviews are posted to {PATH}\n".encode())
+            self.answer(404, f"reviews are posted to {PATH}\n".encode())
             return
         try:
             with self.server.reading:
@@ -267,7 +266,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(400, str(error))
             return
         self.server.count(answer.result)
-        self._answer(200, answer.body, "application/json")
+        self.answer(200, answer.body, "application/json")
 
     def _pass_over(self, size: int) -> None:
         """Read what is not wanted: who still sends would see a reset instead of the answer."""
@@ -276,18 +275,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _refuse(self, status: int, text: str) -> None:
         self.server.count("malformed")
-        self._answer(status, f"{text}\n".encode())
+        self.answer(status, f"{text}\n".encode())
 
-    def _answer(self, status: int, body: bytes, kind: str = "text/plain; charset=utf-8") -> None:
+    def answer(self, status: int, body: bytes, kind: str = "text/plain; charset=utf-8") -> None:
+        """Send a whole answer, with a limit of time of its own."""
         self.connection.settimeout(REQUEST_S)
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *arguments: object) -> None:
-        """Say nothing: the metrics count."""
+        super().answer(status, body, kind)
 
 
 @dataclass(frozen=True, slots=True)

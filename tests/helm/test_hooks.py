@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -16,6 +15,7 @@ import certifi
 import pytest
 
 from tests.helm.chart import CHART, Object, pick, render
+from tests.helm.stub import serving
 
 ALL = CHART / "ci" / "all-features-values.yaml"
 
@@ -50,15 +50,8 @@ def open_api(csinodes: list[Object], running_on: list[str | None]) -> Iterator[s
         def log_message(self, format: str, *arguments: object) -> None:
             """Say nothing."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with serving(Handler) as url:
+        yield url
 
 
 def _run(tmp_path: Path, objects: list[Object], api: str) -> subprocess.CompletedProcess[str]:

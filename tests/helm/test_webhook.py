@@ -5,10 +5,9 @@ from __future__ import annotations
 import base64
 import json
 import ssl
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -29,6 +28,7 @@ from tests.helm.chart import (
 )
 from tests.helm.checks import restricted_violations, violations
 from tests.helm.programs import HELMS
+from tests.helm.stub import serving
 
 ALL = CHART / "ci" / "all-features-values.yaml"
 ON = ["webhook.enabled=true"]
@@ -121,15 +121,8 @@ def _open_api(secret: Object) -> Iterator[str]:
         def log_message(self, format: str, *arguments: object) -> None:
             """Say nothing."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with serving(Handler) as url:
+        yield url
 
 
 def test_an_upgrade_keeps_the_generated_certificate() -> None:
